@@ -1,0 +1,56 @@
+"""Canonical msgpack: one value, one encoding.
+
+Whatever is hashed or signed is encoded here. A decoder accepts only the bytes that the encoder would write for the decoded
+value, so two different byte strings never mean the same object (otherwise an attacker could vary ids without a key).
+Types are `msgspec` structs whose fields carry their bounds; a float never occurs.
+"""
+
+from typing import Annotated, Generic, TypeVar
+
+import msgspec
+
+from crypto.errors import Malformed
+
+T = TypeVar("T")
+
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+
+
+class Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Base of wire objects: an immutable msgpack array with a fixed number of typed, bounded fields.
+
+    Subclasses repeat `frozen=True` for the type checker, which does not inherit it.
+    """
+
+
+Bytes16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Bytes64 = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
+Short = Annotated[str, msgspec.Meta(max_length=128)]
+UInt = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+def encode(value: object) -> bytes:
+    """The canonical encoding of a wire object or of plain tuples, strings, bytes and integers."""
+    return _encoder.encode(value)
+
+
+class Decoder(Generic[T]):
+    """Decodes exactly one `kind` of at most `limit` bytes, named `what` in error messages."""
+
+    def __init__(self, kind: type[T], what: str, limit: int) -> None:
+        self._decoder = msgspec.msgpack.Decoder(kind)
+        self._what = what
+        self._limit = limit
+
+    def __call__(self, data: bytes) -> T:
+        """The object, or `Malformed` if `data` is too long, of another form, or not canonical."""
+        if len(data) > self._limit:
+            raise Malformed(f"{self._what} of {len(data)} bytes is over the limit of {self._limit}")
+        try:
+            value = self._decoder.decode(data)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            raise Malformed(f"{self._what} does not decode: {error}") from None
+        if _encoder.encode(value) != data:
+            raise Malformed(f"{self._what} is not canonically encoded")
+        return value

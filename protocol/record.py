@@ -1,0 +1,193 @@
+"""What the cloud holds of a record, and how its pieces point at each other.
+
+    View (one per chain and version)  ->  Envelope (one per access class)  ->  sealed part (AES-256-GCM ciphertext)
+
+Envelopes and parts are blobs named by the SHA-256 of their bytes, so the views of both chains share them and a change of
+keys or policy leaves every data ciphertext as it is. A view has two independent digests: its *address*, which with the
+patient's signature opens the cloud's door and travels only inside the encrypted index, and its *commit*, which stands on chain.
+The salt keeps one from being computed from the other (paper eqs. 5-7; docs/deviations.md).
+"""
+
+import hashlib
+from typing import Annotated
+
+import msgspec
+
+from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
+from crypto.sign import SigningKey, domain_tag, verify
+from protocol.identity import SignedCredential, SignedTicket
+
+MAX_PARTS = 4096
+MAX_CLASSES = 32
+MAX_ENVELOPE = 4 << 20
+MAX_PART = 64 << 20
+"""Bytes of one sealed part."""
+MAX_REQUEST_HEAD = 16 << 20
+
+PartIndex = Annotated[int, msgspec.Meta(ge=0, lt=MAX_PARTS)]
+
+
+def digest(domain: str, data: bytes) -> bytes:
+    """SHA-256 under a domain tag, 32 bytes."""
+    return hashlib.sha256(domain_tag(domain) + data).digest()
+
+
+class BlobRef(Wire, frozen=True):
+    """A blob by the SHA-256 of its bytes, and its size in bytes."""
+
+    hash: Bytes32
+    size: Annotated[int, msgspec.Meta(ge=1, le=MAX_PART)]
+
+    @classmethod
+    def of(cls, data: bytes) -> "BlobRef":
+        return cls(hashlib.sha256(data).digest(), len(data))
+
+
+class SealedPart(Wire, frozen=True):
+    """One part inside an envelope: where its ciphertext lies, the record version it was sealed in, its wrapped key."""
+
+    index: PartIndex
+    sealed_in: UInt
+    blob: BlobRef
+    wrapped_key: Annotated[bytes, msgspec.Meta(max_length=256)]
+
+
+class Envelope(Wire, frozen=True):
+    """An access class of one record version: who may open it (`policy`), the CP-ABE `header` that carries the class key,
+    the parts whose keys the class key wraps, and the extracted signature over just these parts (without its tags, which
+    travel inside the parts)."""
+
+    record: Bytes16
+    version: UInt
+    access_class: Short
+    policy: Annotated[str, msgspec.Meta(max_length=16 << 10)]
+    header: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
+    parts: Annotated[tuple[SealedPart, ...], msgspec.Meta(max_length=MAX_PARTS)]
+    extract: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
+
+
+class View(Wire, frozen=True):
+    """What one chain's index points at: the envelopes of a record version that readers on this chain may fetch."""
+
+    chain_id: Short
+    record: Bytes16
+    version: UInt
+    patient: Bytes32
+    salt: Bytes32
+    envelopes: Annotated[tuple[BlobRef, ...], msgspec.Meta(min_length=1, max_length=MAX_CLASSES)]
+
+    @property
+    def address(self) -> bytes:
+        return digest("view-address", encode(self))
+
+    @property
+    def commit(self) -> bytes:
+        return digest("view-commit", encode(self))
+
+
+class Index(Wire, frozen=True):
+    """The index entry that goes encrypted onto a chain: the address and the patient's signature on it (eqs. 6, 7)."""
+
+    chain_id: Short
+    record: Bytes16
+    version: UInt
+    address: Bytes32
+    signature: Bytes64
+
+    @classmethod
+    def make(cls, view: View, patient: SigningKey) -> "Index":
+        unsigned = cls(view.chain_id, view.record, view.version, view.address, bytes(64))
+        return msgspec.structs.replace(unsigned, signature=patient.sign("index", unsigned._payload()))
+
+    def _payload(self) -> bytes:
+        return encode((self.chain_id, self.record, self.version, self.address))
+
+    def verify(self, patient: bytes) -> None:
+        """Raise `Unauthentic` unless `patient` signed this address for this record version and chain."""
+        verify(patient, "index", self._payload(), self.signature, "the address of the record")
+
+
+class UploadBody(Wire, frozen=True):
+    """The head of an upload: everything that it makes readable. `blobs` follow in this order as raw bytes; a blob that a
+    view needs and the cloud already holds for the same patient need not be sent again."""
+
+    credential: SignedCredential
+    views: Annotated[tuple[View, ...], msgspec.Meta(min_length=1, max_length=8)]
+    blobs: Annotated[tuple[BlobRef, ...], msgspec.Meta(max_length=MAX_PARTS + MAX_CLASSES)]
+    time_ms: UInt
+
+
+class Upload(Wire, frozen=True):
+    body: UploadBody
+    signature: Bytes64
+
+    @classmethod
+    def make(cls, body: UploadBody, patient: SigningKey) -> "Upload":
+        return cls(body, patient.sign("upload", encode(body)))
+
+    def verify(self) -> None:
+        """Raise `Unauthentic` unless the credential's subject signed the upload."""
+        subject = self.body.credential.credential.subject
+        verify(subject, "upload", encode(self.body), self.signature, "the upload")
+
+
+class UploadReceipt(Wire, frozen=True):
+    """The cloud's word that the views and all they need are on its disk."""
+
+    addresses: tuple[Bytes32, ...]
+    upload: Bytes32
+    time_ms: UInt
+    signature: Bytes64
+
+    @classmethod
+    def make(cls, upload: Upload, time_ms: int, cloud: SigningKey) -> "UploadReceipt":
+        addresses, digest_ = tuple(v.address for v in upload.body.views), digest("upload", encode(upload))
+        return cls(
+            addresses, digest_, time_ms, cloud.sign("upload-receipt", encode((addresses, digest_, time_ms)))
+        )
+
+    def verify(self, upload: Upload, cloud: bytes) -> None:
+        payload = encode((self.addresses, self.upload, self.time_ms))
+        verify(cloud, "upload-receipt", payload, self.signature, "the cloud's receipt")
+
+
+class DownloadBody(Wire, frozen=True):
+    """A reader's own request: the index entry, the ticket (the patient alone needs none), and which blobs are wanted;
+    an empty `wanted` asks for the view and its envelopes, otherwise these parts follow too."""
+
+    index: Index
+    ticket: SignedTicket | None
+    requester: Bytes32
+    wanted: Annotated[tuple[Bytes32, ...], msgspec.Meta(max_length=MAX_PARTS)]
+    time_ms: UInt
+    nonce: Bytes16
+
+
+class Download(Wire, frozen=True):
+    body: DownloadBody
+    signature: Bytes64
+
+    @classmethod
+    def make(cls, body: DownloadBody, requester: SigningKey) -> "Download":
+        return cls(body, requester.sign("download", encode(body)))
+
+    def verify(self) -> None:
+        """Raise `Unauthentic` unless the requester signed this request."""
+        verify(self.body.requester, "download", encode(self.body), self.signature, "the download request")
+
+
+class DownloadHead(Wire, frozen=True):
+    """The head of an answer; the raw bytes of `blobs` follow in this order."""
+
+    view: View
+    envelopes: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=MAX_CLASSES)]
+    blobs: Annotated[tuple[BlobRef, ...], msgspec.Meta(max_length=MAX_PARTS)]
+
+
+decode_view = Decoder(View, "a view", 16 << 10)
+decode_envelope = Decoder(Envelope, "an envelope", MAX_ENVELOPE)
+decode_index = Decoder(Index, "an index entry", 4 << 10)
+decode_upload = Decoder(Upload, "an upload", MAX_REQUEST_HEAD)
+decode_upload_receipt = Decoder(UploadReceipt, "an upload receipt", 4 << 10)
+decode_download = Decoder(Download, "a download request", MAX_REQUEST_HEAD)
+decode_download_head = Decoder(DownloadHead, "a download", MAX_REQUEST_HEAD + MAX_CLASSES * MAX_ENVELOPE)
