@@ -1,0 +1,197 @@
+"""The objects of consensus (docs/protocol.md, "Objects") and the messages that nodes exchange.
+
+A block is the paper's data set with its hash (eqs. 10-13): the leader's ordered transactions under one header that every node
+votes on. Every signed string carries the chain id and the epoch, so nothing signed for one chain holds on the other.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import msgspec
+
+from crypto.codec import Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
+from crypto.sign import SigningKey, is_valid
+from protocol.genesis import Genesis
+from protocol.quorum import MAX_MEMBERS
+from protocol.record import digest
+
+Kind = Literal["notarize", "nullify", "finalize"]
+Signer = Annotated[int, msgspec.Meta(ge=0, lt=MAX_MEMBERS)]
+MAX_TX = 64 << 10
+"""Bytes of one encoded transaction."""
+
+
+class Header(Wire, frozen=True):
+    chain_id: Short
+    epoch: UInt
+    view: UInt
+    height: UInt
+    parent: Bytes32
+    parent_view: UInt
+    tx_root: Bytes32
+    tx_count: UInt
+    time_ms: UInt
+    validators_hash: Bytes32
+    next_validators_hash: Bytes32
+    proposer: Signer
+
+    @property
+    def id(self) -> bytes:
+        """The block id: SHA-256 of the canonical header."""
+        return digest("block", encode(self))
+
+
+class Vote(Wire, frozen=True):
+    """One member's signed word on a view; `block` is None exactly for nullify."""
+
+    kind: Kind
+    view: UInt
+    block: Bytes32 | None
+    signer: Signer
+    signature: Bytes64
+
+
+class Certificate(Wire, frozen=True):
+    """Exactly a quorum of votes for the same thing: a notarization, nullification or finalization.
+
+    Bit i of `signers` stands for member i; `signatures` follow in ascending order of signer.
+    """
+
+    kind: Kind
+    view: UInt
+    block: Bytes32 | None
+    signers: UInt
+    signatures: Annotated[tuple[Bytes64, ...], msgspec.Meta(max_length=MAX_MEMBERS)]
+
+
+class Block(Wire, frozen=True):
+    """Header, ordered encoded transactions, and the nullifications that justify the views skipped before it."""
+
+    header: Header
+    txs: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=10_000)]
+    skips: Annotated[tuple[Certificate, ...], msgspec.Meta(max_length=1024)]
+
+
+class Proposal(Wire, frozen=True, tag="proposal"):
+    """A block with the proof that it may stand where it stands; `parent_cert` is None only on top of genesis."""
+
+    block: Block
+    parent_cert: Certificate | None
+    vote: Vote
+
+
+class Votes(Wire, frozen=True, tag="votes"):
+    """Fresh votes; a nullify comes with the sender's highest notarization."""
+
+    votes: Annotated[tuple[Vote, ...], msgspec.Meta(max_length=64)]
+    notarization: Certificate | None
+
+
+class Status(Wire, frozen=True, tag="status"):
+    """What a node knows and has signed: the only retransmission there is."""
+
+    view: UInt
+    height: UInt
+    finalization: Certificate | None
+    notarization: Certificate | None
+    nullification: Certificate | None
+    votes: Annotated[tuple[Vote, ...], msgspec.Meta(max_length=64)]
+
+
+class Want(Wire, frozen=True, tag="want"):
+    """Asks for an unfinalized block by id."""
+
+    block: Bytes32
+
+
+class Body(Wire, frozen=True, tag="body"):
+    """Answers `Want`."""
+
+    block: Block
+
+
+class Chain(Wire, frozen=True, tag="chain"):
+    """A page of finalized blocks in height order; `links` are the headers from the last block to the one `finalization` names."""
+
+    blocks: Annotated[tuple[Block, ...], msgspec.Meta(min_length=1, max_length=4096)]
+    links: Annotated[tuple[Header, ...], msgspec.Meta(max_length=4096)]
+    finalization: Certificate
+
+
+Message = Proposal | Votes | Status | Want | Body | Chain
+decode_message = Decoder[Message](Message, "a consensus message", 4 << 20)  # type: ignore[arg-type]
+decode_block = Decoder(Block, "a block", 4 << 20)
+decode_vote = Decoder(Vote, "a vote", 1 << 10)
+decode_certificate = Decoder(Certificate, "a certificate", 16 << 10)
+
+
+class Committee:
+    """The members of one epoch: who leads, what a vote signs, what makes a certificate."""
+
+    def __init__(self, genesis: Genesis, epoch: int = 0) -> None:
+        self.genesis, self.epoch = genesis, epoch
+        self.size, self.quorum = len(genesis.members), genesis.quorum
+        self._length = genesis.term_length
+
+    def term(self, view: int) -> int:
+        return (view - 1) // self._length
+
+    def term_start(self, term: int) -> int:
+        return term * self._length + 1
+
+    def leader(self, view: int) -> int:
+        return self.term(view) % self.size
+
+    def _payload(self, kind: Kind, view: int, block: bytes | None) -> bytes:
+        return encode((self.genesis.chain_id, self.epoch, kind, view, block))
+
+    def sign(self, key: SigningKey, signer: int, kind: Kind, view: int, block: bytes | None) -> Vote:
+        return Vote(kind, view, block, signer, key.sign("vote", self._payload(kind, view, block)))
+
+    def is_valid_vote(self, vote: Vote) -> bool:
+        return (
+            vote.signer < self.size
+            and (vote.block is None) == (vote.kind == "nullify")
+            and vote.view > 0
+            and is_valid(
+                self.genesis.keys[vote.signer],
+                "vote",
+                self._payload(vote.kind, vote.view, vote.block),
+                vote.signature,
+            )
+        )
+
+    def certify(self, votes: Iterable[Vote]) -> Certificate:
+        """A certificate from at least a quorum of valid votes for one thing by different signers."""
+        chosen = sorted(votes, key=lambda v: v.signer)[: self.quorum]
+        first, signers = chosen[0], sum(1 << v.signer for v in chosen)
+        return Certificate(first.kind, first.view, first.block, signers, tuple(v.signature for v in chosen))
+
+    def is_valid_certificate(self, cert: Certificate) -> bool:
+        """Exactly a quorum of distinct members, each with a valid signature of their own (I6)."""
+        signers = [i for i in range(cert.signers.bit_length()) if cert.signers >> i & 1]
+        if len(signers) != self.quorum or len(cert.signatures) != self.quorum:
+            return False
+        votes = zip(signers, cert.signatures, strict=True)
+        return all(self.is_valid_vote(Vote(cert.kind, cert.view, cert.block, s, sig)) for s, sig in votes)
+
+    def covering_terms(self, parent_view: int, view: int) -> list[tuple[int, int]]:
+        """For each term touched by the views strictly between: (term, first skipped view)."""
+        if view - parent_view <= 1:
+            return []
+        first, last = self.term(parent_view + 1), self.term(view - 1)
+        return [(t, max(parent_view + 1, self.term_start(t))) for t in range(first, last + 1)]
+
+    def is_legal_parent(self, parent_view: int, view: int, skips: tuple[Certificate, ...]) -> bool:
+        """Whether a block at `view` may build on `parent_view`, `skips` being exactly the list that shows it (section 2)."""
+        if view != self.term_start(self.term(view)):
+            return parent_view == view - 1 and not skips
+        covers = self.covering_terms(parent_view, view)
+        return (
+            parent_view < view
+            and len(covers) == len(skips)
+            and all(
+                skip.kind == "nullify" and self.term(skip.view) == term and skip.view <= first
+                for (term, first), skip in zip(covers, skips, strict=True)
+            )
+        )

@@ -1,0 +1,31 @@
+"""Pairs of votes that no honest key signs (docs/protocol.md, "Evidence"): each proves its signer's guilt to anyone with genesis."""
+
+from crypto.codec import Wire
+from protocol.block import Committee, Vote
+
+
+class Evidence(Wire, frozen=True):
+    """`kind` is E1 (two notarizes in a view), E2 (two finalizes), E3 (notarize and finalize of different blocks) or
+    E4 (nullify at or before a finalize in one term)."""
+
+    kind: str
+    first: Vote
+    second: Vote
+
+
+def conflict(committee: Committee, a: Vote, b: Vote) -> Evidence | None:
+    """The evidence that two valid votes of one signer make, if they contradict each other."""
+    if a.signer != b.signer:
+        return None
+    if a.view == b.view and a.block and b.block and a.block != b.block:
+        kind = "E3" if a.kind != b.kind else "E1" if a.kind == "notarize" else "E2"
+        return Evidence(kind, a, b)
+    for nullify, finalize in ((a, b), (b, a)):
+        if (
+            nullify.kind == "nullify"
+            and finalize.kind == "finalize"
+            and nullify.view <= finalize.view
+            and committee.term(nullify.view) == committee.term(finalize.view)
+        ):
+            return Evidence("E4", nullify, finalize)
+    return None

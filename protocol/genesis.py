@@ -1,0 +1,111 @@
+"""Genesis: what everybody must agree on before a chain's first block, and what a light client starts from.
+
+Addresses are not part of it: a node may move to another machine (they stand in the network file, `protocol.network`).
+"""
+
+import tomllib
+from functools import cached_property
+from typing import Annotated, Any
+
+import msgspec
+import tomli_w
+
+from crypto.codec import Bytes32, Short, UInt, Wire, encode
+from crypto.errors import Malformed
+from protocol.identity import ChainKind
+from protocol.quorum import MAX_MEMBERS, Mode, quorum
+from protocol.record import digest
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern="^[A-Za-z0-9._-]+$")]
+
+
+class Member(Wire, frozen=True):
+    """A consensus node: its name, its Ed25519 consensus key, its libp2p peer id."""
+
+    name: Name
+    key: Bytes32
+    identity: Short
+
+
+class Genesis(Wire, frozen=True, dict=True):
+    """`base_timeout_ms` is T0, `term_length` is L of docs/protocol.md; `index_key` is the X25519 key that index entries are
+    sealed to; `authority` certifies identities."""
+
+    chain_id: Short
+    kind: ChainKind
+    mode: Mode
+    members: Annotated[tuple[Member, ...], msgspec.Meta(min_length=1, max_length=MAX_MEMBERS)]
+    authority: Bytes32
+    index_key: Bytes32
+    time_ms: UInt
+    term_length: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 64
+    base_timeout_ms: Annotated[int, msgspec.Meta(ge=50, le=60_000)] = 1000
+    max_block_bytes: Annotated[int, msgspec.Meta(ge=64 << 10, le=3 << 20)] = 1 << 20
+    max_block_txs: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
+
+    def __post_init__(self) -> None:
+        for field in ("name", "key", "identity"):
+            if len({getattr(m, field) for m in self.members}) != len(self.members):
+                raise ValueError(f"two members share one {field}")
+
+    @property
+    def quorum(self) -> int:
+        return quorum(len(self.members), self.mode)
+
+    @cached_property
+    def keys(self) -> tuple[bytes, ...]:
+        return tuple(m.key for m in self.members)
+
+    @cached_property
+    def hash(self) -> bytes:
+        """32 bytes; also the id of the genesis block."""
+        return digest("genesis", encode(self))
+
+    @cached_property
+    def validators_hash(self) -> bytes:
+        return digest("validators", encode((self.mode, self.members)))
+
+
+def _hexed(value: object) -> Any:
+    """Plain TOML data, with byte strings in hex."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, msgspec.Struct):
+        return {name: _hexed(getattr(value, name)) for name in value.__struct_fields__}
+    return [_hexed(v) for v in value] if isinstance(value, tuple) else value
+
+
+def to_toml(genesis: Genesis) -> str:
+    return tomli_w.dumps(_hexed(genesis))
+
+
+def from_toml(text: str) -> Genesis:
+    """The genesis in `text`, or `Malformed` saying which field is wrong."""
+    try:
+        data = tomllib.loads(text)
+        data = {
+            **data,
+            "authority": bytes.fromhex(data["authority"]),
+            "index_key": bytes.fromhex(data["index_key"]),
+            "members": [{**m, "key": bytes.fromhex(m["key"])} for m in data["members"]],
+        }
+        members = [_ordered(Member, m) for m in data.pop("members")]
+        return msgspec.convert(
+            _ordered(Genesis, {**data, "members": members}), Genesis, builtin_types=(bytes,)
+        )
+    except KeyError as error:
+        raise Malformed(f"the genesis file lacks the field {error}") from None
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError, TypeError, AttributeError) as error:
+        raise Malformed(f"the genesis file is not valid: {error}") from None
+
+
+def _ordered(kind: type[msgspec.Struct], data: dict[str, Any]) -> list[Any]:
+    """The fields of a wire array in order; defaults filled in; unknown names refused."""
+    unknown = set(data) - set(kind.__struct_fields__)
+    if unknown:
+        raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
+    defaults = dict(zip(reversed(kind.__struct_fields__), reversed(kind.__struct_defaults__), strict=False))
+    return [
+        data[name] if name in data or name not in defaults else defaults[name]
+        for name in kind.__struct_fields__
+    ]

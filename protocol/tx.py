@@ -1,0 +1,107 @@
+"""Transactions: what patients, doctors, data users and the authority say on a chain.
+
+Signed over chain id, sender, nonce, expiry and action; valid on that chain only and final at most once: a block takes a transaction
+only until it expires, and refuses an id it has taken before.
+"""
+
+from typing import Annotated
+
+import msgspec
+
+from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
+from crypto.errors import Malformed
+from crypto.sign import SigningKey, verify
+from protocol.block import MAX_TX
+from protocol.identity import Purpose, SignedCredential
+from protocol.record import digest
+
+MAX_LIFETIME_MS = 600_000
+"""A transaction expires at most this long after the block that carries it; nodes remember ids that long."""
+
+
+class Rule(Wire, frozen=True):
+    """When the contract lets a reader have the index of a record: `policy` over certified attributes (the grammar of
+    `crypto.policy`), one of `purposes`, before `until_ms` (None: no end), and not on the `deny` list."""
+
+    policy: Annotated[str, msgspec.Meta(max_length=16 << 10)]
+    purposes: Annotated[tuple[Purpose, ...], msgspec.Meta(max_length=8)]
+    until_ms: UInt | None
+    deny: Annotated[tuple[Bytes32, ...], msgspec.Meta(max_length=256)]
+
+
+class Certify(Wire, frozen=True, tag="identity.certify"):
+    """The authority puts a credential on chain; a newer one for the same subject replaces it."""
+
+    credential: SignedCredential
+
+
+class Revoke(Wire, frozen=True, tag="identity.revoke"):
+    """The authority ends a credential at once."""
+
+    subject: Bytes32
+
+
+class Attest(Wire, frozen=True, tag="record.attest"):
+    """A doctor states that they signed a record of this patient; `header` is a digest of the signed CES header."""
+
+    record: Bytes16
+    patient: Bytes32
+    header: Bytes32
+
+
+class Publish(Wire, frozen=True, tag="record.publish"):
+    """The patient puts a version of a record's index on chain (eqs. 6-9): `commit` names the view, `sealed_index` is the
+    encrypted address, `rule` says who may have it. Versions grow by one."""
+
+    record: Bytes16
+    version: UInt
+    commit: Bytes32
+    sealed_index: Annotated[bytes, msgspec.Meta(max_length=2048)]
+    rule: Rule
+
+
+class Request(Wire, frozen=True, tag="access.request"):
+    """A data user asks for a record for a purpose (eq. 14); the receipt is the decision."""
+
+    record: Bytes16
+    purpose: Purpose
+
+
+Action = Certify | Revoke | Attest | Publish | Request
+
+
+class TxBody(Wire, frozen=True):
+    chain_id: Short
+    sender: Bytes32
+    nonce: Bytes16
+    expires_ms: UInt
+    action: Action
+
+
+class Tx(Wire, frozen=True):
+    body: TxBody
+    signature: Bytes64
+
+    @classmethod
+    def make(cls, chain_id: str, sender: SigningKey, nonce: bytes, expires_ms: int, action: Action) -> "Tx":
+        body = TxBody(chain_id, sender.public, nonce, expires_ms, action)
+        return cls(body, sender.sign("tx", encode(body)))
+
+    @property
+    def id(self) -> bytes:
+        """32 bytes over what is signed, so that no second signature makes a second transaction of it."""
+        return digest("tx", encode(self.body))
+
+
+decode_tx = Decoder(Tx, "a transaction", MAX_TX)
+
+
+def check_tx(raw: bytes, chain_id: str) -> Tx:
+    """The transaction in `raw` if it is well-formed, for this chain, and signed by its sender; `Malformed` or `Unauthentic` otherwise."""
+    tx = decode_tx(raw)
+    if tx.body.chain_id != chain_id:
+        raise Malformed(
+            f"the transaction is for chain {tx.body.chain_id!r}, this is {chain_id!r}; send it there"
+        )
+    verify(tx.body.sender, "tx", encode(tx.body), tx.signature, "the transaction")
+    return tx
