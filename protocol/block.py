@@ -17,7 +17,7 @@ from protocol.record import digest
 
 Kind = Literal["notarize", "nullify", "finalize"]
 Signer = Annotated[int, msgspec.Meta(ge=0, lt=MAX_MEMBERS)]
-MAX_TX = 64 << 10
+MAX_TX = 48 << 10
 """Bytes of one encoded transaction."""
 
 

@@ -16,7 +16,7 @@ from protocol.quorum import MAX_MEMBERS
 Role = Literal["doctor", "patient", "user"]
 Purpose = Literal["treatment", "research", "payment", "public-health", "patient-request", "emergency"]
 ChainKind = Literal["storage", "sharing"]
-Attribute = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[a-z][a-z0-9-]*:[A-Za-z0-9._@-]+$")]
+Attribute = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[a-z][a-z0-9-]*:[A-Za-z0-9._@-]+\Z")]
 
 
 class CesKey(Wire, frozen=True):
@@ -97,3 +97,17 @@ class SignedTicket(Wire, frozen=True):
         if now_ms >= self.ticket.expires_ms:
             raise Denied("the ticket has expired; request access again")
         return self.ticket
+
+
+class Release(Wire, frozen=True):
+    """One node's answer to a granted request: its signature on the ticket, and the index entry sealed to the requester.
+
+    Until the index is encrypted to a threshold key, every node of the chain can open it (docs/deviations.md).
+    """
+
+    ticket: Ticket
+    signature: TicketSignature
+    sealed_index: Annotated[bytes, msgspec.Meta(max_length=4096)]
+
+
+decode_release = Decoder(Release, "a release", 16 << 10)

@@ -1,0 +1,105 @@
+"""The settings of each daemon. A value comes from a flag, else the environment (`DIPTYCH_…`), else the TOML file, else its default.
+
+Paths in a TOML file are relative to that file.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from configs.files import read_text
+from crypto.errors import Malformed
+
+
+class Settings(BaseSettings):
+    """Common to all daemons: the listening HTTP address, the network file, the folders of keys and data."""
+
+    model_config = SettingsConfigDict(env_prefix="DIPTYCH_", extra="forbid", frozen=True)
+
+    network: Path
+    keys: Path
+    data: Path
+    http_host: str = "127.0.0.1"
+    http_port: int = Field(ge=0, le=65535)
+    passphrase_command: str | None = None
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    log_json: bool = False
+
+    @field_validator("network", "keys", "data")
+    @classmethod
+    def _expanded(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
+
+    @classmethod
+    def load(cls, path: Path, **flags: Any) -> Self:
+        """Read and validate; `Malformed` lists every wrong field with the place it comes from."""
+        text = read_text(path)
+        try:
+            tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise Malformed(f"{path} is not valid TOML: {error}") from None
+
+        class FromFile(cls):  # type: ignore[valid-type,misc]
+            @classmethod
+            def settings_customise_sources(
+                cls,
+                settings_cls: type[BaseSettings],
+                init_settings: Any,
+                env_settings: Any,
+                **_: Any,
+            ) -> tuple[PydanticBaseSettingsSource, ...]:
+                return init_settings, env_settings, _RelativePaths(settings_cls, path)
+
+        try:
+            values = FromFile(**{name: value for name, value in flags.items() if value is not None})
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise Malformed(
+                f"{path} (with environment and flags) is not a valid configuration: {faults}"
+            ) from None
+        return values
+
+
+class _RelativePaths(TomlConfigSettingsSource):
+    """The TOML file, with `network`, `keys` and `data` taken relative to it."""
+
+    def __init__(self, settings_cls: type[BaseSettings], path: Path) -> None:
+        self._folder = path.parent
+        super().__init__(settings_cls, path)
+
+    def __call__(self) -> dict[str, Any]:
+        values = super().__call__()
+        return {
+            k: self._folder / v if k in ("network", "keys", "data") and isinstance(v, str) else v
+            for k, v in values.items()
+        }
+
+
+class NodeSettings(Settings):
+    """One consensus node: `chain` is storage or sharing, `name` its member name in that chain's genesis."""
+
+    chain: str = Field(pattern="^(storage|sharing)$")
+    name: str
+    p2p_host: str = "127.0.0.1"
+    p2p_port: int = Field(ge=1, le=65535)
+
+
+class CloudSettings(Settings):
+    """The cloud server: quotas are per patient."""
+
+    quota_bytes: int = Field(10 << 30, ge=1)
+    quota_blobs: int = Field(1_000_000, ge=1)
+
+
+class AuthoritySettings(Settings):
+    """The attribute authority: how long its credentials last."""
+
+    credential_days: int = Field(365, ge=1, le=3650)

@@ -1,0 +1,155 @@
+"""A node's HTTP API for light clients and operators (docs/operations.md lists it).
+
+Transactions and releases travel as canonical msgpack, queries as JSON with byte strings in hex. A client believes a single node only as far as
+it checks signatures and quorums itself.
+"""
+
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from configs.web import EXCEPTION_HANDLERS, read_body
+from crypto.codec import encode
+from crypto.errors import Malformed, NotFound
+from node.daemon import Node
+from protocol.block import MAX_TX
+from protocol.tx import decode_tx
+
+MAX_WAIT_S = 30.0
+LOG_PAGE = 500
+
+
+def hexed(value: Any) -> Any:
+    """JSON-ready data with byte strings in hex."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, msgspec.Struct):
+        tag = value.__struct_config__.tag
+        fields = {name: hexed(getattr(value, name)) for name in value.__struct_fields__}
+        return {"type": tag, **fields} if tag else fields
+    return [hexed(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def create_app(node: Node) -> Starlette:
+    api = _Api(node)
+    routes = [
+        Route("/healthz", api.healthz),
+        Route("/readyz", api.readyz),
+        Route("/v1/status", api.status),
+        Route("/v1/tx", api.submit, methods=["POST"]),
+        Route("/v1/tx/{tx}", api.tx),
+        Route("/v1/block/{height}", api.block),
+        Route("/v1/identity/{key}", api.identity),
+        Route("/v1/record/{record}", api.record),
+        Route("/v1/record/{record}/log", api.log),
+        Route("/v1/release/{tx}", api.release),
+    ]
+    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
+
+
+class _Api:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def healthz(self, _: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(self, _: Request) -> Response:
+        ready = self._node.is_ready()
+        return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
+
+    async def status(self, _: Request) -> Response:
+        node, core = self._node, self._node.core
+        names = [m.name for m in node.genesis.members]
+        missing = core.missing_votes()
+        return JSONResponse(
+            {
+                "chain_id": node.genesis.chain_id,
+                "kind": node.genesis.kind,
+                "node": node.net.me,
+                "mode": node.genesis.mode,
+                "members": names,
+                "quorum": node.genesis.quorum,
+                "height": core.tip.height,
+                "block": core.tip.id.hex(),
+                "time_ms": core.tip.time_ms,
+                "executed_height": node.executed_height,
+                "receipts_root": node.receipts_root.hex(),
+                "view": core.view,
+                "leader": names[core.committee.leader(core.view)],
+                "peers": sorted(node.net.peers()),
+                "mempool": len(node.mempool),
+                "no_notarize_from": [names[i] for i in missing["notarize"]],
+                "no_nullify_from": [names[i] for i in missing["nullify"]],
+                "evidence": len(node.evidence),
+                "refused_messages": dict(node.refused),
+                "halted": core.halted,
+                "alarm": node.alarm,
+            }
+        )
+
+    async def submit(self, request: Request) -> Response:
+        raw = await read_body(request, MAX_TX)
+        await self._node.check_sender(decode_tx(raw).body.sender)
+        entry = self._node.submit(raw)
+        return JSONResponse({"tx": entry.id.hex()}, 202)
+
+    async def tx(self, request: Request) -> Response:
+        tx_id = _hex(request, "tx", 32)
+        try:
+            wait = min(float(request.query_params.get("wait", "0")), MAX_WAIT_S)
+        except ValueError:
+            raise Malformed("wait must be a number of seconds") from None
+        receipt = await self._node.receipt(tx_id, wait)
+        if receipt is None:
+            raise NotFound("no final transaction with this id is known here yet; ask again later")
+        return JSONResponse(hexed(receipt))
+
+    async def block(self, request: Request) -> Response:
+        text = request.path_params["height"]
+        height = self._node.core.tip.height if text == "latest" else int(text) if text.isdecimal() else -1
+        if not 0 < height < 2**63:
+            raise Malformed("a block is named by its height, from 1, or by 'latest'")
+        block = await self._node.block_at(height)
+        txs = [decode_tx(raw) for raw in block.txs]
+        listed = [{"tx": tx.id.hex(), **hexed(tx.body)} for tx in txs]
+        return JSONResponse({"block": block.header.id.hex(), "header": hexed(block.header), "txs": listed})
+
+    async def identity(self, request: Request) -> Response:
+        person = await self._node.person(_hex(request, "key", 32))
+        if person is None:
+            raise NotFound("nobody with this key is certified on this chain")
+        return JSONResponse(hexed(person))
+
+    async def record(self, request: Request) -> Response:
+        entry = await self._node.record(_hex(request, "record", 16))
+        if entry is None:
+            raise NotFound("no record with this id is on this chain")
+        return JSONResponse(hexed(entry))
+
+    async def log(self, request: Request) -> Response:
+        after = request.query_params.get("after", "0.0").split(".")
+        if len(after) != 2 or not all(part.isdecimal() and len(part) < 19 for part in after):
+            raise Malformed("after must be HEIGHT.POSITION, such as 12.0")
+        record = _hex(request, "record", 16)
+        receipts = await self._node.access_log(record, (int(after[0]), int(after[1])), LOG_PAGE)
+        more = f"{receipts[-1].height}.{receipts[-1].position}" if len(receipts) == LOG_PAGE else None
+        return JSONResponse({"receipts": hexed(receipts), "next": more})
+
+    async def release(self, request: Request) -> Response:
+        release = await self._node.release(_hex(request, "tx", 32))
+        return Response(encode(release), media_type="application/msgpack")
+
+
+def _hex(request: Request, name: str, size: int) -> bytes:
+    try:
+        value = bytes.fromhex(request.path_params[name])
+    except ValueError:
+        value = b""
+    if len(value) != size:
+        raise Malformed(f"the {name} must be written as {2 * size} hex digits")
+    return value

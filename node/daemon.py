@@ -1,0 +1,357 @@
+"""One consensus node: reads what has come, steps the core, writes one database transaction, then sends.
+
+    Net events, HTTP submissions, the clock  ->  core  ->  journal (thread)  ->  sends
+                                                        ->  ledger (thread)  ->  receipts, waiters
+
+Everything that has arrived when a step starts goes into that step, so one commit to disk serves many messages. When the
+journal cannot be written (disk full), the node sends nothing and tries the same step again until it can.
+"""
+
+import asyncio
+import sqlite3
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+import structlog
+
+from crypto.codec import Decoder, encode
+from crypto.errors import Denied, DiptychError, NotFound, Unavailable
+from crypto.seal import SealKey, seal
+from crypto.sign import SigningKey
+from node.ledger import Ledger
+from node.net import MAX_BODY, Chan, Event, Net, PeerDown, PeerUp, Received
+from node.store import Store
+from protocol import contract
+from protocol.block import Block, Committee, Message, Proposal, Status, Votes, Want, decode_message
+from protocol.contract import Receipt
+from protocol.core import Core, Effect, Finalized, Halted, Record, Send, ServeChain
+from protocol.evidence import Evidence
+from protocol.genesis import Genesis
+from protocol.identity import Release, Ticket, TicketSignature
+from protocol.mempool import Mempool, Pending
+from protocol.record import decode_index
+
+T = TypeVar("T")
+TxBatch = Annotated[tuple[bytes, ...], msgspec.Meta(max_length=4096)]
+decode_batch = Decoder[tuple[bytes, ...]](TxBatch, "a batch of transactions", MAX_BODY[Chan.TX])
+
+INBOX_EVENTS = 20_000
+GOSSIP_DELAY = 0.02
+REGOSSIP_PERIOD, REGOSSIP_COUNT = 1.0, 200
+MAX_WAITERS = 20_000
+
+
+class Node:
+    """`keys` are the node's own; `net` its transport, not yet started. Run with `async with`-free `start` and `stop`."""
+
+    def __init__(self, genesis: Genesis, key: SigningKey, index_key: SealKey, net: Net, data: Path) -> None:
+        self.genesis, self.net = genesis, net
+        self._key, self._index_key = key, index_key
+        self._names = [m.name for m in genesis.members]
+        self.me = genesis.keys.index(key.public)
+        self._log = structlog.get_logger().bind(chain=genesis.kind, node=net.me)
+        committee = Committee(genesis)
+        self._store = Store(data, committee)
+        self._ledger = Ledger(data, genesis)
+        self._journal_thread = ThreadPoolExecutor(1, "journal")
+        self._ledger_thread = ThreadPoolExecutor(1, "ledger")
+        self.mempool = Mempool(genesis.chain_id)
+        restored = self._store.load()
+        self.core = Core(committee, key, self.mempool, restored, time.monotonic(), wall_ms())
+        self.alarm: str | None = None
+        self.refused: Counter[str] = Counter()
+        self.evidence: list[Evidence] = []
+        self.executed_height, self.receipts_root = self._ledger.head()
+        self._inbox: deque[Received] = deque()
+        self._wake = asyncio.Event()
+        self._submitted = False
+        self._outbox: list[bytes] = []
+        self._final: asyncio.Queue[list[Block]] = asyncio.Queue()
+        self._waiters: dict[bytes, list[asyncio.Future[Receipt]]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        await self._catch_up_ledger()
+        await self.net.start(self._on_event)
+        for loop in (self._steps, self._execute, self._gossip, self._regossip):
+            self._tasks.append(asyncio.create_task(loop(), name=loop.__name__))
+        self._log.info("started", height=self.core.tip.height, view=self.core.view)
+
+    async def wait(self) -> None:
+        """Until a part of the node fails; the failure is raised."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.net.stop()
+        self._journal_thread.shutdown()
+        self._ledger_thread.shutdown()
+        self._ledger.close()
+        self._store.close()
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                waiter.cancel()
+        self._log.info("stopped", height=self.core.tip.height)
+
+    # --- what clients ask -----------------------------------------------------------------------------------------------
+
+    def is_ready(self) -> bool:
+        """Linked to enough members that a quorum can form, and executing what is final."""
+        return (
+            len(self.net.peers()) + 1 >= self.genesis.quorum
+            and self.core.halted is None
+            and self.alarm is None
+        )
+
+    def submit(self, raw: bytes) -> Pending:
+        """Take a client's transaction in and spread it; raises `DiptychError` saying why not."""
+        if self.core.halted or self.alarm:
+            raise Unavailable(f"this node takes no transactions now: {self.core.halted or self.alarm}")
+        entry = self.mempool.add(raw, wall_ms())
+        self._outbox.append(raw)
+        self._submitted = True
+        self._wake.set()
+        return entry
+
+    async def check_sender(self, sender: bytes) -> None:
+        """`Denied` unless the sender is certified on this chain (uncertified keys could fill the chain with refusals)."""
+        if not await self._in_ledger(lambda: contract.may_send(self._ledger, self.genesis, sender)):
+            raise Denied("the key is not certified on this chain; ask the authority for a credential first")
+
+    async def receipt(self, tx_id: bytes, wait: float = 0) -> Receipt | None:
+        """The receipt of a transaction, waiting up to `wait` seconds for it to be final."""
+        found = await self._in_ledger(lambda: self._ledger.receipt(tx_id))
+        if found or wait <= 0:
+            return found
+        if len(self._waiters) >= MAX_WAITERS:
+            raise Unavailable("too many clients wait at this node; ask again later, or ask another node")
+        waiter: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(tx_id, []).append(waiter)
+        try:
+            async with asyncio.timeout(wait):
+                return await waiter
+        except TimeoutError:
+            return await self._in_ledger(lambda: self._ledger.receipt(tx_id))
+        finally:
+            left = [w for w in self._waiters.get(tx_id, []) if w is not waiter]
+            if left:
+                self._waiters[tx_id] = left
+            else:
+                self._waiters.pop(tx_id, None)
+
+    async def block_at(self, height: int) -> Block:
+        found = await self._in_journal(lambda: self._store.block_at(height))
+        if found is None:
+            raise NotFound(f"there is no block at height {height} here; the tip is at {self.core.tip.height}")
+        return found[0]
+
+    async def person(self, subject: bytes) -> contract.Person | None:
+        return await self._in_ledger(lambda: contract.get_person(self._ledger, subject))
+
+    async def record(self, record: bytes) -> contract.RecordEntry | None:
+        return await self._in_ledger(lambda: contract.get_record(self._ledger, record))
+
+    async def access_log(self, record: bytes, after: tuple[int, int], limit: int) -> list[Receipt]:
+        return await self._in_ledger(lambda: self._ledger.access_log(record, after, limit))
+
+    async def release(self, tx_id: bytes) -> Release:
+        """This node's part of a granted request: the ticket signed, the index sealed to the requester."""
+        ticket, entry, person = await self._in_ledger(
+            lambda: contract.check_grant(self._ledger, tx_id, wall_ms())
+        )
+        content = self._index_key.open(entry.sealed_index, "the index entry on chain")
+        index = decode_index(content)
+        if (index.chain_id, index.record, index.version) != (ticket.chain_id, ticket.record, ticket.version):
+            raise Denied(
+                "the index entry on chain is for another record or version; the patient must publish it anew"
+            )
+        return Release(ticket, self._sign_ticket(ticket), seal(person.seal_key, content))
+
+    def _sign_ticket(self, ticket: Ticket) -> TicketSignature:
+        return TicketSignature(self.me, self._key.sign("ticket", encode(ticket)))
+
+    # --- the loops --------------------------------------------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Received():
+                if len(self._inbox) < INBOX_EVENTS:
+                    self._inbox.append(event)
+                else:
+                    self.refused["inbox full"] += 1
+                self._wake.set()
+            case PeerUp(peer):
+                self._log.info("peer up", peer=peer)
+            case PeerDown(peer, why):
+                self._log.info("peer down", peer=peer, why=why)
+
+    async def _steps(self) -> None:
+        core = self.core
+        while True:
+            await asyncio.sleep(0)  # HTTP gets its turn even when the wake-up is always set
+            await self._until_due(core.next_deadline())
+            for _ in range(min(len(self._inbox), 1000)):
+                self._take(self._inbox.popleft())
+            if self._inbox:
+                self._wake.set()
+            if self._submitted:
+                self._submitted = False
+                core.submit(time.monotonic(), wall_ms())
+            if time.monotonic() >= core.next_deadline():
+                core.tick(time.monotonic(), wall_ms())
+            effects = core.take_effects()
+            if any(not isinstance(e, Send | ServeChain) for e in effects):
+                await self._persist(effects)
+            for effect in effects:
+                await self._carry_out(effect)
+
+    async def _until_due(self, due: float) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, due - time.monotonic())):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        self._wake.clear()
+
+    def _take(self, event: Received) -> None:
+        """One frame of a member, validated; what does not hold is counted against its name and dropped."""
+        try:
+            if event.chan is Chan.TX:
+                for raw in decode_batch(event.body):
+                    self._add_gossip(raw, event.src)
+            else:
+                message = decode_message(event.body)
+                self.core.receive(self._names.index(event.src), message, time.monotonic(), wall_ms())
+        except DiptychError as error:
+            self._refuse(event.src, error)
+
+    def _add_gossip(self, raw: bytes, src: str) -> None:
+        try:
+            self.mempool.add(raw, wall_ms())
+            self._submitted = True
+        except Unavailable:
+            self.refused["mempool full"] += 1
+        except DiptychError as error:
+            if "final" not in str(error) and "expired" not in str(error):
+                self._refuse(src, error)
+
+    def _refuse(self, src: str, error: DiptychError) -> None:
+        self.refused[src] += 1
+        if self.refused[src].bit_count() == 1:  # log the 1st, 2nd, 4th, 8th …
+            self._log.warning("refused a message", peer=src, times=self.refused[src], why=str(error))
+
+    async def _persist(self, effects: list[Effect]) -> None:
+        """Write the step's durable effects; on a failing disk, raise the alarm and try again until it works."""
+        while True:
+            try:
+                await self._in_journal(lambda: self._store.apply(effects))
+                break
+            except sqlite3.OperationalError as error:
+                self.alarm = (
+                    f"the journal cannot be written ({error}); free the disk, the node goes on by itself"
+                )
+                self._log.error("journal", alarm=self.alarm)
+                await asyncio.sleep(1)
+        if self.alarm:
+            self._log.info("journal works again")
+            self.alarm = None
+
+    async def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Send(to, message):
+                self._send(to, message)
+            case ServeChain(to, height):
+                page = await self._in_journal(lambda: self._store.page(height))
+                if page:
+                    self._send(to, page)
+            case Finalized(blocks, _):
+                self._final.put_nowait([block for block, _ in blocks])
+            case Record(evidence):
+                self.evidence.append(evidence)
+                self._log.error("evidence", kind=evidence.kind, member=self._names[evidence.first.signer])
+            case Halted(reason):
+                self._log.error("halted", reason=reason)
+
+    def _send(self, to: int | None, message: Message) -> None:
+        body = encode(message)
+        if isinstance(message, Proposal):
+            chan = Chan.PROPOSAL
+        elif isinstance(message, Votes | Status | Want) and len(body) <= MAX_BODY[Chan.VOTE]:
+            chan = Chan.VOTE
+        else:
+            chan = Chan.SYNC
+        if to is None:
+            self.net.broadcast(chan, body)
+        else:
+            self.net.send(self._names[to], chan, body)
+
+    async def _execute(self) -> None:
+        """Execute final blocks in order and tell whoever waits for a receipt."""
+        while True:
+            blocks = await self._final.get()
+            while not self._final.empty():
+                blocks += self._final.get_nowait()
+            receipts = await self._in_ledger(lambda: self._ledger.execute(blocks))  # noqa: B023
+            self.executed_height, self.receipts_root = await self._in_ledger(self._ledger.head)
+            for receipt in receipts:
+                for waiter in self._waiters.pop(receipt.tx, []):
+                    if not waiter.done():
+                        waiter.set_result(receipt)
+
+    async def _catch_up_ledger(self) -> None:
+        """After a crash the ledger may be behind the journal: execute what is missing."""
+        while self.executed_height < self.core.tip.height:
+            first = self.executed_height + 1
+            heights = range(first, min(first + 200, self.core.tip.height + 1))
+            found = await self._in_journal(lambda: [self._store.block_at(h) for h in heights])  # noqa: B023
+            blocks = [f[0] for f in found if f]
+            await self._in_ledger(lambda: self._ledger.execute(blocks))  # noqa: B023
+            self.executed_height, self.receipts_root = await self._in_ledger(self._ledger.head)
+
+    async def _gossip(self) -> None:
+        """Spread clients' transactions in batches of one frame."""
+        while True:
+            await asyncio.sleep(GOSSIP_DELAY)
+            if self._outbox:
+                outbox, self._outbox = self._outbox, []
+                self._spread(outbox)
+
+    async def _regossip(self) -> None:
+        """Tell peers again what has waited long: a peer may have missed it."""
+        known: set[bytes] = set()
+        while True:
+            await asyncio.sleep(REGOSSIP_PERIOD)
+            oldest = self.mempool.oldest(REGOSSIP_COUNT)
+            self._spread([e.raw for e in oldest if e.id in known])
+            known = {e.id for e in oldest}
+
+    def _spread(self, txs: list[bytes]) -> None:
+        batch: list[bytes] = []
+        size = 16
+        for raw in txs:
+            if batch and size + len(raw) + 8 > MAX_BODY[Chan.TX]:
+                self.net.broadcast(Chan.TX, encode(tuple(batch)))
+                batch, size = [], 16
+            batch.append(raw)
+            size += len(raw) + 8
+        if batch:
+            self.net.broadcast(Chan.TX, encode(tuple(batch)))
+
+    async def _in_journal(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._journal_thread, work)
+
+    def _in_ledger(self, work: Callable[[], T]) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(self._ledger_thread, work)
+
+
+def wall_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,222 @@
+"""A whole network on one host: makes keys, genesis and configs, and runs every daemon as a process of its own under one supervisor.
+
+The files it makes are the ordinary ones: to run a node on another machine, copy its folder, `network.toml` and the genesis files there
+and change the addresses in `network.toml`.
+"""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import httpx2
+import tomli_w
+
+from configs.files import load_network, write, write_key
+from crypto.errors import Conflict, Unavailable
+from crypto.fabeo import MasterKey
+from crypto.seal import SealKey
+from crypto.sign import SigningKey
+from node.p2p import identity_of
+from protocol import genesis, network
+from protocol.genesis import Genesis, Member
+from protocol.network import ChainAddresses, Network, NodeAddress, Service
+from protocol.quorum import Mode
+
+RUN_NODE = Path(__file__).resolve().parent.parent / "run_node.py"
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Distinct ports nobody listens on now."""
+    sockets = [socket.create_server((host, 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def make(
+    folder: Path, storage: int = 4, sharing: int = 4, mode: Mode = "bft", timeout_ms: int = 1000
+) -> None:
+    """Write keys, genesis files, the network file and a config per daemon into `folder`, which must not hold a network yet."""
+    if (folder / "network.toml").exists():
+        raise Conflict(f"{folder} holds a network already; run it, or choose another folder")
+    ports: Iterator[int] = iter(free_ports(2 * (storage + sharing) + 2))
+    authority, cloud = SigningKey.generate(), SigningKey.generate()
+    chains: dict[Any, ChainAddresses] = {}
+    suffix = secrets.token_hex(4)
+    configs: dict[str, dict[str, Any]] = {}
+    for kind, count in (("storage", storage), ("sharing", sharing)):
+        index_secret = secrets.token_bytes(32)
+        members, addresses = [], {}
+        for number in range(1, count + 1):
+            name = f"{kind}-{number}"
+            key, transport = SigningKey.generate(), secrets.token_bytes(32)
+            keys = folder / name / "keys"
+            write_key(keys / "consensus.key", key.seed)
+            write_key(keys / "network.key", transport)
+            write_key(keys / "index.key", index_secret)
+            members.append(Member(name, key.public, identity_of(transport)))
+            p2p, http = next(ports), next(ports)
+            addresses[name] = NodeAddress(f"127.0.0.1:{p2p}", f"http://127.0.0.1:{http}")
+            configs[name] = {"chain": kind, "name": name, "p2p_port": p2p, "http_port": http}
+        chain = Genesis(
+            f"diptych/1/{kind}/{suffix}",
+            kind,  # type: ignore[arg-type]
+            mode,
+            tuple(members),
+            authority.public,
+            SealKey(index_secret).public,
+            time.time_ns() // 1_000_000,
+            base_timeout_ms=timeout_ms,
+        )
+        write(folder / f"genesis-{kind}.toml", genesis.to_toml(chain).encode(), mode=0o644)
+        chains[kind] = ChainAddresses(f"genesis-{kind}.toml", chain.hash.hex(), addresses)
+    for name, service_key in (("cloud", cloud), ("authority", authority)):
+        write_key(folder / name / "keys" / f"{name}.key", service_key.seed)
+        configs[name] = {"http_port": next(ports)}
+    write_key(folder / "authority" / "keys" / "abe.key", MasterKey.generate().to_bytes())
+    for name, values in configs.items():
+        config = {"network": "../network.toml", "keys": "keys", "data": "data", **values}
+        write(folder / name / "config.toml", tomli_w.dumps(config).encode(), mode=0o644)
+    services = {
+        name: Service(f"http://127.0.0.1:{configs[name]['http_port']}", key.public.hex())
+        for name, key in (("cloud", cloud), ("authority", authority))
+    }
+    text = network.to_toml(Network(chains, services["cloud"], services["authority"]))
+    write(folder / "network.toml", text.encode(), mode=0o644)
+
+
+@dataclass
+class Daemon:
+    """One process: `command` is its run_node subcommand, `url` where it answers."""
+
+    name: str
+    command: str
+    config: Path
+    url: str
+    log: Path
+    process: "subprocess.Popen[bytes] | None" = None
+    log_file: "IO[bytes] | None" = None
+    is_ready: bool = False
+    wanted: bool = field(default=False)
+
+    @property
+    def state(self) -> str:
+        if self.process is None:
+            return "not started"
+        code = self.process.poll()
+        if code is None:
+            return "ready" if self.is_ready else "starting"
+        if not self.wanted:
+            return "stopped"
+        return f"killed by signal {-code}" if code < 0 else f"exited with code {code}"
+
+
+class Supervisor:
+    """Starts the daemons of a network folder, waits until they are ready, stops them. Restarts none by itself."""
+
+    def __init__(self, folder: Path) -> None:
+        found, _ = load_network(folder / "network.toml")
+        urls = {name: a.http for chain in found.chains.values() for name, a in chain.nodes.items()}
+        urls |= {"cloud": found.cloud.url, "authority": found.authority.url}
+        self.folder = folder
+        self.daemons = {
+            name: Daemon(
+                name,
+                name if name in ("cloud", "authority") else "node",
+                folder / name / "config.toml",
+                url,
+                folder / name / "log.txt",
+            )
+            for name, url in urls.items()
+            if (folder / name / "config.toml").exists()
+        }
+
+    def start(self, *names: str) -> None:
+        """Start the named daemons, or all; returns at once."""
+        for name in names or self.daemons:
+            daemon = self.daemons[name]
+            if daemon.process is not None and daemon.process.poll() is None:
+                continue
+            if daemon.log_file is None:
+                daemon.log_file = os.fdopen(
+                    os.open(daemon.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab"
+                )
+            daemon.wanted, daemon.is_ready = True, False
+            command = [sys.executable, str(RUN_NODE), daemon.command, "--config", str(daemon.config)]
+            # A session of its own: Ctrl-C reaches the supervisor alone, which then stops the daemons in order.
+            daemon.process = subprocess.Popen(  # noqa: S603
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=daemon.log_file,
+                stderr=daemon.log_file,
+                start_new_session=True,
+            )
+
+    def wait_ready(self, seconds: float = 90, on_change: Callable[[], None] = lambda: None) -> None:
+        """Until every started daemon is ready; `Unavailable` naming those that are not, with the end of their log."""
+        deadline = time.monotonic() + seconds
+        with httpx2.Client(timeout=2, trust_env=False) as client:
+            while True:
+                waiting = [d for d in self.daemons.values() if d.wanted and not d.is_ready]
+                if not waiting:
+                    return
+                for daemon in waiting:
+                    try:
+                        daemon.is_ready = client.get(f"{daemon.url}/readyz").status_code == 200
+                    except httpx2.HTTPError:
+                        daemon.is_ready = False
+                on_change()
+                dead = [d for d in waiting if d.process is None or d.process.poll() is not None]
+                if dead or time.monotonic() > deadline:
+                    raise Unavailable(
+                        "; ".join(f"{d.name} {d.state}: {self.log_tail(d)}" for d in dead or waiting)
+                    )
+                time.sleep(0.1)
+
+    def kill(self, name: str) -> None:
+        """kill -9, as a power cut would."""
+        process = self.daemons[name].process
+        if process is not None:
+            process.kill()
+            process.wait()
+            self.daemons[name].is_ready = False
+
+    def stop(self) -> None:
+        """SIGTERM to all, then SIGKILL to what has not ended after 15 s. Safe to call again."""
+        running = [d for d in self.daemons.values() if d.process is not None and d.process.poll() is None]
+        for daemon in self.daemons.values():
+            daemon.wanted = False
+        for daemon in running:
+            assert daemon.process is not None
+            daemon.process.terminate()
+        deadline = time.monotonic() + 15
+        for daemon in running:
+            assert daemon.process is not None
+            try:
+                daemon.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                daemon.process.kill()
+                daemon.process.wait()
+        for daemon in self.daemons.values():
+            if daemon.log_file is not None:
+                daemon.log_file.close()
+                daemon.log_file = None
+
+    def log_tail(self, daemon: Daemon, size: int = 400) -> str:
+        """The last lines that the daemon wrote."""
+        data = daemon.log.read_bytes() if daemon.log.exists() else b""
+        return data[-size:].decode(errors="replace").strip() or f"see {daemon.log}"
+
+    def __enter__(self) -> "Supervisor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

@@ -1,0 +1,206 @@
+"""The consensus journal of one node: what must survive a power cut, in SQLite (WAL, synchronous=FULL).
+
+All methods are synchronous and meant for one writer thread. `apply` is one transaction per step of the core; the daemon sends nothing of
+a step before it returns. A lock file keeps two processes from voting with one key.
+"""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+
+from crypto.codec import encode
+from crypto.errors import Conflict
+from protocol.block import (
+    Block,
+    Certificate,
+    Chain,
+    Committee,
+    Header,
+    decode_block,
+    decode_certificate,
+    decode_vote,
+)
+from protocol.core import (
+    Effect,
+    Finalized,
+    Record,
+    Restored,
+    SaveBlock,
+    SaveCertificate,
+    SaveVote,
+    Tip,
+    genesis_tip,
+)
+from protocol.mempool import Pending
+from protocol.tx import MAX_LIFETIME_MS, decode_tx
+
+PAGE_BYTES, PAGE_BLOCKS = 2 << 20, 256
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS votes (view INTEGER, kind TEXT, data BLOB NOT NULL, PRIMARY KEY (view, kind)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS certificates (view INTEGER, kind TEXT, data BLOB NOT NULL, PRIMARY KEY (view, kind)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blocks (id BLOB PRIMARY KEY, view INTEGER NOT NULL, data BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS final (height INTEGER PRIMARY KEY, id BLOB NOT NULL, view INTEGER NOT NULL,
+                                  time_ms INTEGER NOT NULL, certificate BLOB);
+CREATE TABLE IF NOT EXISTS evidence (data BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS blocks_by_view ON blocks (view);
+"""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that may be used from any one thread at a time; durable after each commit."""
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=FULL")
+    return db
+
+
+class FolderLock:
+    """Held for the life of the process; a second holder is refused."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._fd = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._fd)
+            raise Conflict(f"{folder} is in use by another process; stop that one first") from None
+
+    def release(self) -> None:
+        os.close(self._fd)
+
+
+class Store:
+    def __init__(self, folder: Path, committee: Committee) -> None:
+        self._lock = FolderLock(folder)
+        self._committee = committee
+        self._db = connect(folder / "consensus.db")
+        self._db.executescript(_SCHEMA)
+        genesis = committee.genesis.hash
+        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('genesis', ?)", (genesis,))
+        if self._db.execute("SELECT value FROM meta WHERE name = 'genesis'").fetchone()[0] != genesis:
+            self.close()
+            raise Conflict(
+                f"{folder} holds the data of another chain; use an empty folder or the right genesis file"
+            )
+
+    def close(self) -> None:
+        self._db.close()
+        self._lock.release()
+
+    def apply(self, effects: Iterable[Effect]) -> None:
+        """Make the durable effects of one step durable, all or none. Raises `sqlite3.Error` (disk full, I/O) with nothing kept."""
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for effect in effects:
+                match effect:
+                    case SaveVote(vote):
+                        db.execute("INSERT INTO votes VALUES (?, ?, ?)", (vote.view, vote.kind, encode(vote)))
+                    case SaveBlock(block):
+                        row = (block.header.id, block.header.view, encode(block))
+                        db.execute("INSERT OR IGNORE INTO blocks VALUES (?, ?, ?)", row)
+                    case SaveCertificate(cert):
+                        row3 = (cert.view, cert.kind, encode(cert))
+                        db.execute("INSERT OR REPLACE INTO certificates VALUES (?, ?, ?)", row3)
+                    case Finalized(blocks, cert):
+                        self._finalize([b for b, _ in blocks], cert)
+                    case Record(evidence):
+                        db.execute("INSERT OR IGNORE INTO evidence VALUES (?)", (encode(evidence),))
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+    def _finalize(self, blocks: list[Block], cert: Certificate) -> None:
+        """Number the blocks and drop what lies below: blocks that lost, certificates, votes of past terms."""
+        past = self._db.execute("SELECT COALESCE(MAX(view), 0) FROM final").fetchone()[0]
+        for block in blocks:
+            header, block_id = block.header, block.header.id
+            own = encode(cert) if cert.block == block_id else None
+            row = (header.height, block_id, header.view, header.time_ms, own)
+            self._db.execute("INSERT INTO final VALUES (?, ?, ?, ?, ?)", row)
+        last = blocks[-1].header.view
+        self._db.execute(
+            "DELETE FROM blocks WHERE view > ? AND view <= ? AND id NOT IN (SELECT id FROM final WHERE view > ?)",
+            (past, last, past),
+        )
+        self._db.execute("DELETE FROM certificates WHERE view <= ?", (last,))
+        term_start = self._committee.term_start(self._committee.term(last))
+        self._db.execute("DELETE FROM votes WHERE view < ?", (term_start,))
+
+    def load(self) -> Restored:
+        """Everything the core needs to go on: the tip, what stands above it, own votes, recent transactions."""
+        db = self._db
+        row = db.execute(
+            "SELECT id, view, height, time_ms, certificate FROM final ORDER BY height DESC LIMIT 1"
+        ).fetchone()
+        certificates = [
+            decode_certificate(d) for (d,) in db.execute("SELECT data FROM certificates ORDER BY view")
+        ]
+        tip = genesis_tip(self._committee)
+        if row:
+            pending = [c for c in certificates if c.kind == "finalize"]
+            certificate = decode_certificate(row[4]) if row[4] else pending[-1] if pending else None
+            tip = Tip(row[0], row[1], row[2], row[3], certificate)
+        blocks = db.execute("SELECT data FROM blocks WHERE view > ?", (tip.view,))
+        recent = db.execute(
+            "SELECT b.data FROM final f JOIN blocks b ON b.id = f.id WHERE f.time_ms > ?",
+            (tip.time_ms - MAX_LIFETIME_MS,),
+        )
+        final = [Pending(raw, decode_tx(raw)) for (data,) in recent for raw in decode_block(data).txs]
+        votes = [decode_vote(d) for (d,) in db.execute("SELECT data FROM votes")]
+        return Restored(
+            tip,
+            [decode_block(d) for (d,) in blocks],
+            certificates,
+            votes,
+            [p for p in final if p.expires_ms > tip.time_ms],
+        )
+
+    def block_at(self, height: int) -> tuple[Block, Certificate | None] | None:
+        """The final block at `height` and, if it has one of its own, its finalization."""
+        row = self._db.execute(
+            "SELECT b.data, f.certificate FROM final f JOIN blocks b ON b.id = f.id WHERE f.height = ?",
+            (height,),
+        ).fetchone()
+        return (decode_block(row[0]), decode_certificate(row[1]) if row[1] else None) if row else None
+
+    def page(self, height: int) -> Chain | None:
+        """Final blocks from `height` on, at most `PAGE_BYTES`, with the first finalization at or after the last of them;
+        None if this node has none to prove them with."""
+        rows = self._db.execute(
+            "SELECT b.data, f.certificate, f.height FROM final f JOIN blocks b ON b.id = f.id"
+            " WHERE f.height >= ? ORDER BY f.height LIMIT ?",
+            (height, PAGE_BLOCKS),
+        )
+        page: list[tuple[bytes, bytes | None, int]] = []
+        size = 0
+        for data, certificate, at in rows:
+            size += len(data)
+            if page and size > PAGE_BYTES:
+                break
+            page.append((data, certificate, at))
+        if not page:
+            return None
+        while len(page) > 1 and page[-1][1] is None:
+            page.pop()
+        last = page[-1]
+        links: list[Header] = []
+        proof = last[1]
+        later = self._db.execute(
+            "SELECT b.data, f.certificate FROM final f JOIN blocks b ON b.id = f.id WHERE f.height > ? ORDER BY f.height",
+            (last[2],),
+        )
+        while proof is None:
+            row = later.fetchone()
+            if row is None:
+                return None
+            links.append(decode_block(row[0]).header)
+            proof = row[1]
+        return Chain(tuple(decode_block(d) for d, _, _ in page), tuple(links), decode_certificate(proof))

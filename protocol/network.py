@@ -1,0 +1,62 @@
+"""The network file: where everything is. Which chains there are and the addresses of nodes, cloud and authority.
+
+It carries no authority: keys and members stand in the genesis of each chain, whose hash the file pins.
+"""
+
+import tomllib
+from typing import Annotated
+
+import msgspec
+import tomli_w
+
+from crypto.errors import Malformed
+from protocol.genesis import Name
+from protocol.identity import ChainKind
+
+Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/]+\Z", max_length=256)]
+HostPort = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[^\s:/]+):[0-9]{1,5}\Z", max_length=256)]
+Hex32 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\Z")]
+
+
+class NodeAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    p2p: HostPort
+    http: Url
+
+
+class ChainAddresses(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`genesis` is a file name relative to the network file, `genesis_hash` what it must hash to."""
+
+    genesis: str
+    genesis_hash: Hex32
+    nodes: dict[Name, NodeAddress]
+
+
+class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    url: Url
+    key: Hex32
+
+
+class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    chains: dict[ChainKind, ChainAddresses]
+    cloud: Service
+    authority: Service
+
+
+def to_toml(network: Network) -> str:
+    return tomli_w.dumps(msgspec.to_builtins(network))
+
+
+def from_toml(text: str) -> Network:
+    """The network in `text`, or `Malformed` saying which field is wrong."""
+    try:
+        network = msgspec.convert(tomllib.loads(text), Network)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise Malformed(f"the network file is not valid: {error}") from None
+    if set(network.chains) != {"storage", "sharing"}:
+        raise Malformed("the network file must name both chains, [chains.storage] and [chains.sharing]")
+    return network
+
+
+def split_host_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
