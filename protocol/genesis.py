@@ -16,7 +16,7 @@ from protocol.identity import ChainKind
 from protocol.quorum import MAX_MEMBERS, Mode, quorum
 from protocol.record import digest
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern="^[A-Za-z0-9._-]+\Z")]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+\Z")]
 
 
 class Member(Wire, frozen=True):

@@ -15,7 +15,7 @@ from protocol.identity import ChainKind
 
 Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^\s/]+\Z", max_length=256)]
 HostPort = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[^\s:/]+):[0-9]{1,5}\Z", max_length=256)]
-Hex32 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}\Z")]
+Hex32 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class NodeAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,0 +1,280 @@
+#!/usr/bin/env python3
+"""Launches Diptych's daemons, a whole local network, the demonstration and the tests. `python3 run_node.py --help` says how.
+
+On a machine with Python 3.11 and nothing else, the first run sets up `.venv` beside this file (see `configs/bootstrap.py`).
+"""
+
+from configs import bootstrap
+
+if __name__ == "__main__":
+    bootstrap.ensure()
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from configs.files import load_network, passphrase_from, read_key
+from configs.logs import configure
+from configs.settings import AuthoritySettings, CloudSettings, NodeSettings, Settings
+from crypto.errors import Conflict, DiptychError, Malformed
+
+S = TypeVar("S", bound=Settings)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Diptych's daemons: **node**, **cloud**, **authority**; **devnet** runs all of them here; **demo** tells the story.",
+)
+ConfigFile = Annotated[
+    Path, typer.Option("--config", help="TOML file; DIPTYCH_… variables and flags override it.")
+]
+Check = Annotated[bool, typer.Option("--check", help="Validate config, keys and network files, then exit.")]
+HttpPort = Annotated[int | None, typer.Option(help="Override http_port of the config.")]
+Folder = Annotated[Path, typer.Option("--dir", help="Where the network's keys, configs and data live.")]
+console = Console(stderr=True)
+
+
+def _load(kind: type[S], config: Path, http_port: int | None) -> tuple[S, bytes | None]:
+    settings = kind.load(config, http_port=http_port)
+    configure(settings.log_level, settings.log_json)
+    return settings, passphrase_from(settings.passphrase_command)
+
+
+@app.command()
+def node(config: ConfigFile, check: Check = False, http_port: HttpPort = None) -> None:
+    """Run one consensus node of one chain.
+
+    Example: `python3 run_node.py node --config devnet/storage-1/config.toml`
+    """
+    from crypto.seal import SealKey
+    from crypto.sign import SigningKey
+
+    settings, passphrase = _load(NodeSettings, config, http_port)
+    network, chains = load_network(settings.network)
+    genesis, addresses = chains[settings.chain], network.chains[settings.chain]  # type: ignore[index]
+    key = SigningKey(read_key(settings.keys / "consensus.key", passphrase))
+    transport_seed = read_key(settings.keys / "network.key", passphrase)
+    index_key = SealKey(read_key(settings.keys / "index.key", passphrase))
+    member = next((m for m in genesis.members if m.name == settings.name), None)
+    if member is None:
+        raise Malformed(
+            f"{settings.name} is no member of the {settings.chain} chain; its genesis names the members"
+        )
+    if member.key != key.public or genesis.index_key != index_key.public:
+        raise Conflict(f"the keys in {settings.keys} are not those of {settings.name} in the genesis")
+    if check:
+        return _checked(config)
+
+    from configs.web import serve
+    from node.api import create_app
+    from node.daemon import Node
+    from node.net import Peer
+    from node.p2p import P2PNet
+    from protocol.network import split_host_port
+
+    peers = [
+        Peer(m.name, m.identity, *split_host_port(addresses.nodes[m.name].p2p))
+        for m in genesis.members
+        if m is not member
+    ]
+    net = P2PNet(
+        me=member.name,
+        chain_id=genesis.chain_id,
+        identity_seed=transport_seed,
+        listen_host=settings.p2p_host,
+        listen_port=settings.p2p_port,
+        peers=peers,
+    )
+
+    async def main() -> None:
+        running = Node(genesis, key, index_key, net, settings.data)
+        try:
+            await running.start()
+            server = asyncio.create_task(serve(create_app(running), settings.http_host, settings.http_port))
+            failure = asyncio.create_task(running.wait())
+            await asyncio.wait({server, failure}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (server, failure):
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        finally:
+            await running.stop()
+
+    asyncio.run(main())
+
+
+@app.command()
+def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) -> None:
+    """Run the cloud object server.
+
+    Example: `python3 run_node.py cloud --config devnet/cloud/config.toml`
+    """
+    from cloudstub.server import CloudConfig, Limits, create_app
+    from cloudstub.store import Quota
+    from configs.web import serve
+    from crypto.sign import SigningKey
+
+    settings, passphrase = _load(CloudSettings, config, http_port)
+    network, chains = load_network(settings.network)
+    key = SigningKey(read_key(settings.keys / "cloud.key", passphrase))
+    if key.public.hex() != network.cloud.key:
+        raise Conflict(f"the key in {settings.keys} is not the cloud's key in the network file")
+    if check:
+        return _checked(config)
+    members = {g.chain_id: (g.keys, g.quorum) for g in chains.values()}
+    limits = Limits(quota=Quota(bytes=settings.quota_bytes, count=settings.quota_blobs))
+    authority = bytes.fromhex(network.authority.key)
+    cloud_app = create_app(CloudConfig(settings.data, key, authority, members, limits=limits))
+    asyncio.run(serve(cloud_app, settings.http_host, settings.http_port, connections=limits.connections))
+
+
+@app.command()
+def authority(config: ConfigFile, check: Check = False, http_port: HttpPort = None) -> None:
+    """Run the attribute authority: it certifies keys on both chains and issues attribute keys.
+
+    Example: `python3 run_node.py authority --config devnet/authority/config.toml`
+    """
+    from client.authority import Authority, create_app
+
+    from configs.web import serve
+
+    settings, passphrase = _load(AuthoritySettings, config, http_port)
+    running = Authority.open(settings, passphrase)
+    if check:
+        return _checked(config)
+    asyncio.run(serve(create_app(running), settings.http_host, settings.http_port))
+
+
+@app.command()
+def invite(
+    config: ConfigFile,
+    role: Annotated[Literal["doctor", "patient", "user"], typer.Option(help="What the person is.")],
+    attribute: Annotated[
+        list[str] | None, typer.Option(help="A certified attribute such as org:st-mary; repeatable.")
+    ] = None,
+    hours: Annotated[int, typer.Option(min=1, max=8760, help="How long the invitation can be used.")] = 72,
+) -> None:
+    """Print an invitation with which one person enrols (`diptych init --invite …`). Run by the authority's staff.
+
+    Example: `python3 run_node.py invite --config devnet/authority/config.toml --role doctor --attribute org:st-mary`
+    """
+    from client.authority import Authority
+
+    settings, passphrase = _load(AuthoritySettings, config, None)
+    print(Authority.open(settings, passphrase).invite(role, attribute or [], hours))
+
+
+@app.command()
+def devnet(
+    folder: Folder = Path("devnet"),
+    storage: Annotated[int, typer.Option(min=1, max=32, help="Nodes of the storage chain.")] = 4,
+    sharing: Annotated[int, typer.Option(min=1, max=32, help="Nodes of the sharing chain.")] = 4,
+    mode: Annotated[
+        Literal["bft", "majority"], typer.Option(help="Quorum: more than 2/3, or more than 1/2.")
+    ] = "bft",
+    only_make: Annotated[
+        bool, typer.Option("--only-make", help="Write the files and do not start anything.")
+    ] = False,
+) -> None:
+    """Make a network on this host (once) and run all of its daemons until Ctrl-C.
+
+    Examples: `python3 run_node.py devnet` · `python3 run_node.py devnet --dir /srv/net --storage 7 --mode majority`
+    """
+    from node.devnet import Supervisor, make
+
+    folder = folder.absolute()
+    if not (folder / "network.toml").exists():
+        make(folder, storage, sharing, mode)
+        console.print(f"made a network in {folder}")
+    elif only_make:
+        raise Conflict(f"{folder} holds a network already; choose another folder")
+    if only_make:
+        return
+    with Supervisor(folder) as supervisor:
+
+        def table() -> Table:
+            rows = Table(
+                "daemon", "state", "address", "log", title=f"Diptych devnet in {folder} · Ctrl-C stops it"
+            )
+            for d in supervisor.daemons.values():
+                rows.add_row(d.name, d.state, d.url, str(d.log))
+            return rows
+
+        with Live(table(), console=console, refresh_per_second=4) as live, suppress(KeyboardInterrupt):
+            supervisor.start()
+            supervisor.wait_ready(on_change=lambda: live.update(table()))
+            while True:
+                live.update(table())
+                time.sleep(0.5)
+        console.print("stopping …")
+    console.print("all daemons have stopped")
+
+
+@app.command()
+def demo(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="A FHIR R4 bundle (.json or .json.gz); a bundled sample by default.")
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--dir", help="Keep the network here; by default in a folder that is removed."),
+    ] = None,
+    mode: Annotated[
+        Literal["bft", "majority"], typer.Option(help="Quorum: more than 2/3, or more than 1/2.")
+    ] = "bft",
+) -> None:
+    """Bring up a network and tell the whole story with one record, step by step.
+
+    Examples: `python3 run_node.py demo` · `python3 run_node.py demo patient.json.gz`
+    """
+    import tempfile
+
+    from client.story import tell
+
+    from node.devnet import Supervisor, make
+
+    with tempfile.TemporaryDirectory(prefix="diptych-demo-") as temporary:
+        where = (folder or Path(temporary)).absolute()
+        make(where, mode=mode)
+        with Supervisor(where) as supervisor:
+            tell(where, bundle, supervisor)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def test(context: typer.Context) -> None:
+    """Run the tests; further arguments go to pytest.
+
+    Examples: `python3 run_node.py test` · `python3 run_node.py test tests/crypto -x`
+    """
+    done = subprocess.run([sys.executable, "-m", "pytest", *context.args], cwd=bootstrap.ROOT, check=False)  # noqa: S603
+    raise typer.Exit(done.returncode)
+
+
+def _checked(config: Path) -> None:
+    console.print(f"{config} is valid")
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run a command line; a refusal becomes one sentence and exit code 1."""
+    try:
+        command()
+    except DiptychError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run(app)
