@@ -1,0 +1,251 @@
+"""The light client of one chain: sends transactions to its nodes, waits for receipts, collects releases.
+
+Several nodes are asked in turn, so that one that is down or behind costs time only. What a node says about state and receipts is
+believed from that node; a ticket is believed from a quorum, a credential from the authority's signature.
+"""
+
+import os
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+
+from crypto.codec import encode
+from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
+from crypto.seal import SealKey
+from crypto.sign import SigningKey, is_valid
+from protocol.contract import Person, Receipt, RecordEntry, decode_person, decode_receipt, decode_record
+from protocol.genesis import Genesis
+from protocol.identity import Credential, Release, SignedTicket, decode_release
+from protocol.network import ChainAddresses
+from protocol.record import Index, decode_index
+from protocol.tx import Action, Tx
+
+TX_LIFETIME_MS = 120_000
+MAX_ANSWER = 8 << 20
+_ERRORS: dict[int, type[DiptychError]] = {
+    400: Malformed,
+    401: Unauthentic,
+    403: Denied,
+    404: NotFound,
+    409: Conflict,
+    413: Malformed,
+}
+
+
+def http_client(seconds: float) -> httpx2.Client:
+    """Direct connections only: a proxy from the environment would see who asks for whom."""
+    return httpx2.Client(timeout=httpx2.Timeout(seconds, connect=3), trust_env=False, follow_redirects=False)
+
+
+def checked(response: httpx2.Response) -> httpx2.Response:
+    """The response if it is a success, otherwise its problem as the `DiptychError` it stands for."""
+    if response.is_success:
+        return response
+    try:
+        detail = str(response.json()["detail"])[:1000]
+    except (ValueError, KeyError, TypeError):
+        detail = f"the server answered with HTTP status {response.status_code}"
+    raise _ERRORS.get(response.status_code, Unavailable)(detail)
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class ChainClient:
+    def __init__(self, genesis: Genesis, addresses: ChainAddresses) -> None:
+        self.genesis = genesis
+        self._urls = [addresses.nodes[m.name].http for m in genesis.members]
+        random.shuffle(self._urls)
+        self._http = http_client(40)
+
+    def close(self) -> None:
+        self._http.close()
+
+    # --- transactions -----------------------------------------------------------------------------------------------------
+
+    def execute(self, sender: SigningKey, action: Action, seconds: float = 60) -> Receipt:
+        """Send an action and wait for its receipt. `Denied` when the contract refuses it, `Unavailable` when no node could
+        make it final in time (it may still become final until it expires)."""
+        receipt = self.send(sender, action, seconds)
+        if not receipt.ok:
+            raise Denied(f"the {self.genesis.kind} chain refused: {receipt.reason} ({receipt.code})")
+        return receipt
+
+    def send(self, sender: SigningKey, action: Action, seconds: float = 60) -> Receipt:
+        """As `execute`, but a refusal by the contract is an ordinary receipt. One transaction, sent again as needed: it can
+        become final only once."""
+        tx = Tx.make(self.genesis.chain_id, sender, os.urandom(16), now_ms() + TX_LIFETIME_MS, action)
+        raw, deadline = encode(tx), time.monotonic() + seconds
+        trouble: DiptychError | None = None
+        while time.monotonic() < deadline:
+            refusals: list[Denied] = []
+            for url in list(self._urls):
+                try:
+                    self._post_tx(url, raw)
+                    return self._wait(url, tx.id, min(5.0, max(0.5, deadline - time.monotonic())))
+                except Denied as error:
+                    refusals.append(
+                        error
+                    )  # perhaps of a node that is behind and does not know the sender yet
+                except (httpx2.HTTPError, Unavailable, NotFound) as error:
+                    trouble = error if isinstance(error, DiptychError) else trouble
+                    self._demote(url)
+            if len(refusals) >= self.genesis.quorum:
+                raise refusals[0]
+            time.sleep(0.2)
+        raise Unavailable(
+            f"no node of the {self.genesis.kind} chain made the transaction final within {seconds:.0f} s"
+            + (f" (last answer: {trouble})" if trouble else "; check that a quorum of nodes is running")
+        )
+
+    def _post_tx(self, url: str, raw: bytes) -> None:
+        try:
+            checked(self._http.post(f"{url}/v1/tx", content=raw))
+        except Conflict:
+            return  # final already: an earlier attempt went through
+
+    def _wait(self, url: str, tx_id: bytes, seconds: float) -> Receipt:
+        answer = checked(
+            self._http.get(f"{url}/v1/tx/{tx_id.hex()}", params={"wait": f"{seconds:.1f}"})
+        ).json()
+        receipt = decode_receipt(_encoded(answer))
+        if receipt.tx != tx_id:
+            raise Unauthentic("a node answered with the receipt of another transaction")
+        return receipt
+
+    def _demote(self, url: str) -> None:
+        """Ask this node last from now on."""
+        self._urls.remove(url)
+        self._urls.append(url)
+
+    # --- queries ----------------------------------------------------------------------------------------------------------
+
+    def get(self, path: str, **params: Any) -> Any:
+        """The JSON answer of the first node that gives one; `NotFound` once a node that is up does not know."""
+        missing: NotFound | None = None
+        for url in list(self._urls):
+            try:
+                response = checked(self._http.get(url + path, params=params))
+                if len(response.content) > MAX_ANSWER:
+                    raise Unavailable("a node's answer is too large")
+                return response.json()
+            except NotFound as error:
+                missing = error
+            except (httpx2.HTTPError, Unavailable, ValueError):
+                self._demote(url)
+        raise missing or Unavailable(
+            f"no node of the {self.genesis.kind} chain answers; check that they are running"
+        )
+
+    def status(self) -> list[dict[str, Any]]:
+        """The status of each node, in the order of the members; `{"error": …}` for one that does not answer."""
+
+        def ask(url: str) -> dict[str, Any]:
+            try:
+                found: dict[str, Any] = checked(self._http.get(f"{url}/v1/status", timeout=3)).json()
+                return found
+            except (httpx2.HTTPError, DiptychError, ValueError):
+                return {"error": "does not answer", "url": url}
+
+        with ThreadPoolExecutor(len(self._urls)) as pool:
+            return sorted(pool.map(ask, self._urls), key=lambda s: str(s.get("node", "~")))
+
+    def receipt(self, tx_id: bytes) -> Receipt:
+        return decode_receipt(_encoded(self.get(f"/v1/tx/{tx_id.hex()}")))
+
+    def record(self, record: bytes) -> RecordEntry:
+        return decode_record(_encoded(self.get(f"/v1/record/{record.hex()}")))
+
+    def person(self, key: bytes) -> Person:
+        """A certified person; the authority's signature is checked, the validity in time is not."""
+        person = decode_person(_encoded(self.get(f"/v1/identity/{key.hex()}")))
+        person.signed.verify(self.genesis.authority, person.signed.credential.not_before_ms)
+        if person.signed.credential.subject != key:
+            raise Unauthentic("a node answered with the credential of another person")
+        return person
+
+    def credential(self, key: bytes) -> Credential:
+        """The credential of a person who is certified and not revoked; `Denied` otherwise."""
+        person = self.person(key)
+        if person.is_revoked:
+            raise Denied("the credential of this key was revoked")
+        return person.signed.credential
+
+    def access_log(self, record: bytes) -> list[Receipt]:
+        receipts: list[Receipt] = []
+        after = "0.0"
+        while True:
+            page = self.get(f"/v1/record/{record.hex()}/log", after=after)
+            receipts += [decode_receipt(bytes.fromhex(text)) for text in page["encoded"]]
+            if not page["next"]:
+                return receipts
+            after = page["next"]
+
+    # --- release ------------------------------------------------------------------------------------------------------------
+
+    def release(self, request: bytes, reader: SealKey, seconds: float = 15) -> tuple[Index, SignedTicket]:
+        """Exchange an allowed request for the index entry and a ticket that a quorum of nodes has signed."""
+        found: dict[int, Release] = {}
+        refusals: dict[str, DiptychError] = {}
+        deadline = time.monotonic() + seconds
+        with ThreadPoolExecutor(len(self._urls)) as pool:
+            while True:
+                for url, answer in zip(
+                    self._urls, pool.map(lambda u: self._ask_release(u, request), self._urls), strict=True
+                ):
+                    if isinstance(answer, Release):
+                        found.setdefault(answer.signature.signer, answer)
+                    elif isinstance(answer, Denied):
+                        refusals[url] = answer
+                if len(found) >= self.genesis.quorum:
+                    return self._open_release(list(found.values()), reader)
+                if len(refusals) > len(self._urls) - self.genesis.quorum:
+                    raise next(iter(refusals.values()))
+                if time.monotonic() > deadline:
+                    raise Unavailable(
+                        f"only {len(found)} of the {self.genesis.quorum} nodes needed released the index; try again later"
+                    )
+                time.sleep(0.1)
+
+    def _ask_release(self, url: str, request: bytes) -> Release | DiptychError:
+        """One node's release, if its signature on the ticket holds."""
+        try:
+            release = decode_release(
+                checked(self._http.get(f"{url}/v1/release/{request.hex()}", timeout=5)).content
+            )
+        except DiptychError as error:
+            return error
+        except httpx2.HTTPError:
+            return Unavailable("a node does not answer")
+        signer = release.signature.signer
+        if (
+            release.ticket.request != request
+            or release.ticket.chain_id != self.genesis.chain_id
+            or signer >= len(self.genesis.keys)
+            or not is_valid(
+                self.genesis.keys[signer], "ticket", encode(release.ticket), release.signature.signature
+            )
+        ):
+            return Unauthentic("a node's release does not hold")
+        return release
+
+    def _open_release(self, releases: list[Release], reader: SealKey) -> tuple[Index, SignedTicket]:
+        ticket = releases[0].ticket
+        agreeing = sorted((r.signature for r in releases if r.ticket == ticket), key=lambda s: s.signer)
+        if len(agreeing) < self.genesis.quorum:
+            raise Unauthentic(
+                "the nodes released different tickets for one request; tell the chain's operators"
+            )
+        signed = SignedTicket(ticket, tuple(agreeing[: self.genesis.quorum]))
+        return decode_index(reader.open(releases[0].sealed_index, "the released index")), signed
+
+
+def _encoded(answer: Any) -> bytes:
+    try:
+        return bytes.fromhex(answer["encoded"])
+    except (KeyError, TypeError, ValueError):
+        raise Malformed("a node's answer is not in the agreed form; it may run another version") from None

@@ -1,0 +1,92 @@
+"""The doctor: turns a FHIR bundle into a signed record and hands it to the patient (paper section 6 step 1, eq. 1).
+
+The record travels sealed to the patient's X25519 key, as a file or any other way; a digest of its signed header goes onto both chains first,
+so that nobody can publish a record that no doctor has signed.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+
+from client.chain import now_ms
+from client.fhir import Part, Profile, read_bundle, split
+from client.session import Session
+from crypto import ces
+from crypto.codec import Decoder, Wire, encode
+from crypto.errors import Denied, Malformed
+from crypto.seal import OVERHEAD, SealKey, seal
+from protocol.record import MAX_PARTS, digest
+from protocol.tx import Attest
+
+MAX_RECORD = 96 << 20
+"""Bytes of a whole signed record."""
+_SUITE = "diptych-record/x25519-sealedbox"
+
+
+class Record(Wire, frozen=True):
+    """A signed record in the clear: the doctor's full signature and the parts it covers, in order."""
+
+    signature: ces.FullSignature
+    messages: Annotated[tuple[bytes, ...], msgspec.Meta(min_length=1, max_length=MAX_PARTS)]
+
+
+class _Package(Wire, frozen=True):
+    suite: Annotated[str, msgspec.Meta(max_length=64)]
+    sealed: bytes
+
+
+_decode_record = Decoder(Record, "a signed record", MAX_RECORD)
+_decode_package = Decoder(_Package, "a record package", MAX_RECORD + OVERHEAD + 256)
+
+
+def header_digest(header: ces.Header) -> bytes:
+    """What stands on chain for a record's signed header; the header's own random record id salts it."""
+    return digest("ces-header", encode(header))
+
+
+def open_package(data: bytes, patient: SealKey) -> Record:
+    """The record in a package sealed to `patient`; nothing about its signature is checked yet."""
+    package = _decode_package(data)
+    if package.suite != _SUITE:
+        raise Malformed(f"the package is of suite {package.suite!r}, which this version does not know")
+    return _decode_record(patient.open(package.sealed, "the record package"))
+
+
+class Doctor:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def sign(
+        self, bundle: bytes, patient: bytes, profile: Profile, rules: Sequence[ces.Rule] = ()
+    ) -> tuple[bytes, bytes, list[Part]]:
+        """Slice, group and sign a FHIR bundle for `patient` (public key) and attest it on both chains.
+
+        Returns the record id (16 bytes), the package for the patient, and the parts. Nothing is on chain before the bundle
+        is known to be sound. Raises `Malformed` for a bad bundle, `Denied` by the chains.
+        """
+        session, home = self._session, self._session.home
+        if home.ces is None:
+            raise Denied("only a doctor's home can sign records; this one has no record-signing key")
+        session.progress("reading and slicing the bundle")
+        parts = split(read_bundle(bundle), profile)
+        session.progress("signing the parts")
+        header = ces.Header(
+            home.ces.suite,
+            os.urandom(16),
+            patient,
+            home.sign.public,
+            now_ms(),
+            tuple(p.label for p in parts),
+            profile.name,
+            tuple(rules),
+        )
+        messages = tuple(p.content for p in parts)
+        signature = ces.sign(header, messages, home.ces)
+        sealed_to = session.chains["storage"].credential(patient).seal_key
+        package = encode(_Package(_SUITE, seal(sealed_to, encode(Record(signature, messages)))))
+        session.progress("attesting the record on both chains")
+        attest = Attest(header.record, patient, header_digest(header))
+        session.on_chains(lambda kind: session.chains[kind].execute(home.sign, attest))
+        return header.record, package, parts

@@ -1,0 +1,108 @@
+"""How a person gets certified: the authority's staff hands out an invitation, the person proves the keys they made themselves.
+
+The authority has checked by its own means who the person is when it issues the invitation; whoever holds it can use it once.
+"""
+
+import base64
+from typing import Annotated
+
+import msgspec
+
+from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, UInt, Wire, encode
+from crypto.errors import Malformed
+from crypto.sign import SigningKey, verify
+from protocol.identity import Attribute, CesKey, Role, SignedCredential
+
+_PREFIX = "diptych-invite-"
+MAX_ENROLMENT = 32 << 10
+
+
+class InviteBody(Wire, frozen=True):
+    role: Role
+    attributes: Annotated[tuple[Attribute, ...], msgspec.Meta(max_length=64)]
+    nonce: Bytes16
+    expires_ms: UInt
+
+
+class Invite(Wire, frozen=True):
+    """Signed by the authority; travels as a line of text."""
+
+    body: InviteBody
+    signature: Bytes64
+
+    @classmethod
+    def make(cls, body: InviteBody, authority: SigningKey) -> "Invite":
+        return cls(body, authority.sign("invite", encode(body)))
+
+    def verify(self, authority: bytes) -> None:
+        verify(authority, "invite", encode(self.body), self.signature, "the invitation")
+
+    def to_text(self) -> str:
+        return _PREFIX + base64.urlsafe_b64encode(encode(self)).decode().rstrip("=")
+
+    @classmethod
+    def from_text(cls, text: str) -> "Invite":
+        """The invitation in `text`, or `Malformed`."""
+        text = text.strip()
+        if not text.startswith(_PREFIX) or len(text) > 2 * MAX_ENROLMENT:
+            raise Malformed(f"an invitation is a line that starts with {_PREFIX}; copy it whole")
+        encoded = text[len(_PREFIX) :]
+        try:
+            return _decode_invite(
+                base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+            )
+        except ValueError:
+            raise Malformed("the invitation is damaged; copy it whole") from None
+
+
+class EnrolmentBody(Wire, frozen=True):
+    """What the person asks to have certified; `seal_key` is X25519."""
+
+    invite: Invite
+    subject: Bytes32
+    seal_key: Bytes32
+    ces_key: CesKey | None
+
+
+class Enrolment(Wire, frozen=True):
+    """Signed by the subject's own key: proof of possession."""
+
+    body: EnrolmentBody
+    signature: Bytes64
+
+    @classmethod
+    def make(cls, body: EnrolmentBody, subject: SigningKey) -> "Enrolment":
+        return cls(body, subject.sign("enrolment", encode(body)))
+
+    def verify(self) -> None:
+        verify(self.body.subject, "enrolment", encode(self.body), self.signature, "the enrolment")
+
+
+class Enrolled(Wire, frozen=True):
+    """The authority's answer: the credential, the CP-ABE public key, and the attribute key sealed to the subject. The signature
+    covers all of it, so the public key can be trusted as the authority's."""
+
+    credential: SignedCredential
+    abe_public: Annotated[bytes, msgspec.Meta(max_length=4096)]
+    sealed_attribute_key: Annotated[bytes, msgspec.Meta(max_length=64 << 10)]
+    signature: Bytes64
+
+    @classmethod
+    def make(
+        cls,
+        credential: SignedCredential,
+        abe_public: bytes,
+        sealed_attribute_key: bytes,
+        authority: SigningKey,
+    ) -> "Enrolled":
+        payload = encode((credential, abe_public, sealed_attribute_key))
+        return cls(credential, abe_public, sealed_attribute_key, authority.sign("enrolled", payload))
+
+    def verify(self, authority: bytes) -> None:
+        payload = encode((self.credential, self.abe_public, self.sealed_attribute_key))
+        verify(authority, "enrolled", payload, self.signature, "the authority's answer")
+
+
+_decode_invite = Decoder(Invite, "an invitation", MAX_ENROLMENT)
+decode_enrolment = Decoder(Enrolment, "an enrolment", MAX_ENROLMENT)
+decode_enrolled = Decoder(Enrolled, "an enrolment answer", 128 << 10)

@@ -1,0 +1,23 @@
+"""FHIR R4 bundles in and out: read and check, split into the parts that are signed, join token for token."""
+
+from client.fhir.bundle import Bundle, Part, join, load_bundle, read_bundle, split
+from client.fhir.jsontext import MAX_BUNDLE, MAX_DEPTH, MAX_ENTRIES, minify, tokens_equal
+from client.fhir.profile import Derived, Group, Profile, load_profile
+
+__all__ = [
+    "MAX_BUNDLE",
+    "MAX_DEPTH",
+    "MAX_ENTRIES",
+    "Bundle",
+    "Derived",
+    "Group",
+    "Part",
+    "Profile",
+    "join",
+    "load_bundle",
+    "load_profile",
+    "minify",
+    "read_bundle",
+    "split",
+    "tokens_equal",
+]

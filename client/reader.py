@@ -1,0 +1,144 @@
+"""The data user: asks the chain, fetches from the cloud, decrypts and verifies (paper section 6 steps 6-9, eqs. 14-18).
+
+A reader believes nothing it has not checked: the ticket bears a quorum of node signatures, the view hashes to what the ticket commits
+to, the index is signed by the record's patient, each part decrypts under its bound key, and the doctor's signature holds over exactly
+the parts that were opened. On any failure nothing is returned.
+"""
+
+from dataclasses import dataclass, field
+
+from client.doctor import header_digest
+from client.fhir import join
+from client.patient import envelope_context
+from client.session import Session
+from crypto import ces
+from crypto.codec import Bytes16, Bytes32, Decoder, Wire, encode
+from crypto.errors import Denied, NotFound, Unauthentic
+from crypto.fabeo import decapsulate
+from crypto.parts import open_part, unwrap_key
+from protocol.contract import Receipt
+from protocol.identity import ChainKind, Purpose, SignedTicket
+from protocol.record import Envelope, Index
+from protocol.tx import Request
+
+
+class _Request(Wire, frozen=True):
+    record: Bytes16
+    tx: Bytes32
+
+
+_decode_request = Decoder(_Request, "a saved request", 1 << 10)
+
+
+@dataclass(frozen=True)
+class OpenedRecord:
+    """What a reader could open: `parts` by label, each verified; `closed` names the access classes that stayed shut."""
+
+    header: ces.Header
+    version: int
+    parts: dict[str, bytes] = field(repr=False)
+    closed: tuple[str, ...]
+
+    def bundle(self) -> bytes:
+        """The FHIR bundle, token for token, when every part is open; `Denied` otherwise."""
+        if self.closed:
+            raise Denied(
+                f"the whole bundle needs all parts; the access class {self.closed[0]!r} stayed closed"
+            )
+        return join(self.parts)
+
+
+class Reader:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._home = session.home
+
+    def request(self, record: bytes, kind: ChainKind, purpose: Purpose) -> Receipt:
+        """Ask a chain for access; the receipt says whether it was allowed and stands on chain either way."""
+        self._session.progress(f"requesting access on the {kind} chain")
+        receipt = self._session.chains[kind].send(self._home.sign, Request(record, purpose))
+        if receipt.ok:
+            self._home.save(f"request-{kind}-{record.hex()}", encode(_Request(record, receipt.tx)))
+        return receipt
+
+    def open(self, record: bytes, kind: ChainKind) -> OpenedRecord:
+        """Open what the last allowed request for the record gives access to."""
+        name = f"request-{kind}-{record.hex()}"
+        if not self._home.has(name):
+            raise NotFound(
+                "there is no allowed request for this record; make one with: diptych record request"
+            )
+        request = _decode_request(self._home.load(name))
+        self._session.progress("collecting the index and a ticket from the nodes")
+        index, ticket = self._session.chains[kind].release(request.tx, self._home.seal)
+        return self.open_index(record, index, ticket)
+
+    def open_index(self, record: bytes, index: Index, ticket: SignedTicket | None) -> OpenedRecord:
+        """Open a record whose index entry is at hand; without a ticket the cloud serves only the record's own patient."""
+        session = self._session
+        if index.record != record:
+            raise Unauthentic("the index entry is for another record")
+        session.progress("fetching keys and signatures from the cloud")
+        head, envelopes, _ = session.cloud.fetch(index, ticket, self._home.sign)
+        view = head.view
+        if ticket is not None and view.commit != ticket.ticket.commit:
+            raise Unauthentic(
+                "the cloud's view is not the one that stands on chain: it may be an old version"
+            )
+        if (
+            any((e.record, e.version) != (view.record, view.version) for e in envelopes)
+            or view.record != record
+        ):
+            raise Unauthentic("an envelope belongs to another record or version")
+        keys = {e.access_class: key for e in envelopes if (key := self._class_key(e)) is not None}
+        opened = [e for e in envelopes if e.access_class in keys]
+        if not opened:
+            raise Denied("the attribute key of this home opens no part of the record")
+        session.progress("fetching and decrypting the parts")
+        _, _, blobs = session.cloud.fetch(
+            index, ticket, self._home.sign, [p.blob for e in opened for p in e.parts]
+        )
+        parts: dict[str, bytes] = {}
+        header: ces.Header | None = None
+        for envelope in opened:
+            extract = self._verified(envelope, keys[envelope.access_class], blobs, parts)
+            if header not in (None, extract.header) or extract.header.patient != view.patient:
+                raise Unauthentic("the envelopes carry signatures over different records")
+            header = extract.header
+        assert header is not None
+        closed = tuple(e.access_class for e in envelopes if e.access_class not in keys)
+        return OpenedRecord(header, view.version, parts, closed)
+
+    def _class_key(self, envelope: Envelope) -> bytes | None:
+        """The class key, or None if the home's attributes do not satisfy the envelope's policy."""
+        context = envelope_context(envelope.record, envelope.version, envelope.access_class)
+        try:
+            return decapsulate(
+                self._home.abe_public, self._home.attribute_key, envelope.policy, envelope.header, context
+            )
+        except Denied:
+            return None
+
+    def _verified(
+        self, envelope: Envelope, class_key: bytes, blobs: dict[bytes, bytes], into: dict[str, bytes]
+    ) -> ces.Extract:
+        """Decrypt the envelope's parts and check the doctor's extracted signature over them; adds them to `into` by label."""
+        record = envelope.record
+        context = envelope_context(record, envelope.version, envelope.access_class)
+        found: dict[int, tuple[bytes, bytes]] = {}
+        for part in envelope.parts:
+            key = unwrap_key(class_key, context, part.index, part.wrapped_key)
+            found[part.index] = open_part(key, record, part.index, part.sealed_in, blobs[part.blob.hash])
+        extract = ces.decode_extract(envelope.extract)
+        header = extract.header
+        doctor = self._session.chains["sharing"].credential(header.doctor)
+        if header.record != record or doctor.ces_key is None or doctor.role != "doctor":
+            raise Unauthentic(
+                "the record's signature is for another record, or its signer is not certified as a doctor"
+            )
+        ces.verify(extract, found, (doctor.ces_key.suite, doctor.ces_key.public))
+        entry = self._session.chains["sharing"].record(record)
+        if entry.header != header_digest(header):
+            raise Unauthentic("the record differs from what its doctor attested on chain")
+        into.update({header.labels[index]: message for index, (_, message) in found.items()})
+        return extract

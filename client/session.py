@@ -1,0 +1,79 @@
+"""A home connected to its network: both chains, the cloud, the authority. What every role starts from."""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import httpx2
+
+from client.chain import ChainClient, checked, http_client
+from client.cloud import CloudClient
+from client.enrolment import Enrolment, EnrolmentBody, Invite, decode_enrolled
+from client.home import Home
+from crypto.codec import encode
+from crypto.errors import Conflict, Malformed, Unavailable
+from protocol.identity import CesKey, ChainKind
+
+T = TypeVar("T")
+Progress = Callable[[str], None]
+"""Called with a short sentence before each step of long work."""
+
+KINDS: tuple[ChainKind, ChainKind] = ("storage", "sharing")
+
+
+def quiet(_: str) -> None:
+    """Progress that nobody watches."""
+
+
+class Session:
+    """Use as a context manager, or call `close`."""
+
+    def __init__(self, home: Home, progress: Progress = quiet) -> None:
+        self.home, self.progress = home, progress
+        self.chains = {kind: ChainClient(home.chains[kind], home.network.chains[kind]) for kind in KINDS}
+        self.cloud = CloudClient(home.network.cloud)
+
+    def close(self) -> None:
+        for chain in self.chains.values():
+            chain.close()
+        self.cloud.close()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def on_chains(self, act: Callable[[ChainKind], T], kinds: Iterable[ChainKind] = KINDS) -> list[T]:
+        """Do the same on several chains at once; the first failure is raised after all have ended."""
+        listed = list(kinds)
+        with ThreadPoolExecutor(max(1, len(listed))) as pool:
+            return list(pool.map(act, listed))
+
+    def enrol(self, invitation: str) -> None:
+        """Have the home's keys certified with an invitation; safe to repeat after a failure."""
+        invite = Invite.from_text(invitation)
+        home, authority = self.home, bytes.fromhex(self.home.network.authority.key)
+        invite.verify(authority)
+        if (home.ces is None) == (invite.body.role == "doctor"):
+            raise Malformed(
+                "the invitation is for another role than this home was made for; make a new home with it"
+            )
+        if home.is_enrolled and home.credential.credential.role != invite.body.role:
+            raise Conflict("this home is enrolled in another role already")
+        ces = CesKey(home.ces.suite, home.ces.public) if home.ces else None
+        enrolment = Enrolment.make(EnrolmentBody(invite, home.sign.public, home.seal.public, ces), home.sign)
+        self.progress("asking the authority to certify the keys on both chains")
+        try:
+            with http_client(150) as http:
+                response = checked(
+                    http.post(f"{home.network.authority.url}/v1/enrol", content=encode(enrolment))
+                )
+        except httpx2.HTTPError as error:
+            raise Unavailable(
+                f"the authority does not answer ({type(error).__name__}); try again later"
+            ) from None
+        enrolled = decode_enrolled(response.content)
+        enrolled.verify(authority)
+        attribute_key = home.seal.open(enrolled.sealed_attribute_key, "the attribute key")
+        home.enrol(enrolled.credential, attribute_key, enrolled.abe_public)
