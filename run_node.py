@@ -133,7 +133,7 @@ def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) 
     if check:
         return _checked(config)
     members = {g.chain_id: (g.keys, g.quorum) for g in chains.values()}
-    limits = Limits(quota=Quota(bytes=settings.quota_bytes, count=settings.quota_blobs))
+    limits = Limits(quota=Quota(max_bytes=settings.quota_bytes, max_blobs=settings.quota_blobs))
     authority = bytes.fromhex(network.authority.key)
     cloud_app = create_app(CloudConfig(settings.data, key, authority, members, limits=limits))
     asyncio.run(serve(cloud_app, settings.http_host, settings.http_port, connections=limits.connections))
@@ -146,7 +146,6 @@ def authority(config: ConfigFile, check: Check = False, http_port: HttpPort = No
     Example: `python3 run_node.py authority --config devnet/authority/config.toml`
     """
     from client.authority import Authority, create_app
-
     from configs.web import serve
 
     settings, passphrase = _load(AuthoritySettings, config, http_port)

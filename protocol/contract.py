@@ -15,7 +15,7 @@ from crypto.codec import Bytes16, Bytes32, Decoder, Short, UInt, Wire, encode
 from crypto.errors import Denied, DiptychError, PolicyError
 from protocol import merkle
 from protocol.genesis import Genesis
-from protocol.identity import Credential, Purpose, Role, Ticket
+from protocol.identity import Credential, Purpose, Role, SignedCredential, Ticket
 from protocol.record import digest
 from protocol.tx import Attest, Certify, Publish, Request, Revoke, Rule, Tx
 
@@ -24,7 +24,9 @@ MAX_OBJECT = 64 << 10
 
 
 class Person(Wire, frozen=True):
-    credential: Credential
+    """`signed` bears the authority's signature, so a client need not trust the node that shows it."""
+
+    signed: SignedCredential
     is_revoked: bool
 
 
@@ -136,7 +138,7 @@ def _certify(state: State, genesis: Genesis, sender: bytes, action: Certify, tim
         credential = action.credential.verify(genesis.authority, time_ms)
     except DiptychError as error:
         raise _Refused("bad-credential", str(error)) from None
-    state.put(person_key(credential.subject), encode(Person(credential, False)))
+    state.put(person_key(credential.subject), encode(Person(action.credential, False)))
     return "certified", f"certified as {credential.role}"
 
 
@@ -146,7 +148,7 @@ def _revoke(state: State, genesis: Genesis, sender: bytes, action: Revoke) -> tu
     person = get_person(state, action.subject)
     if person is None:
         raise _Refused("unknown-person", "nobody with this key is certified on this chain")
-    state.put(person_key(action.subject), encode(Person(person.credential, True)))
+    state.put(person_key(action.subject), encode(Person(person.signed, True)))
     return "revoked", "the credential is revoked"
 
 
@@ -158,7 +160,7 @@ def _certified(state: State, key: bytes, time_ms: int, role: Role | None = None)
         )
     if person.is_revoked:
         raise _Refused("revoked", "the credential of this key was revoked")
-    credential = person.credential
+    credential = person.signed.credential
     if not credential.not_before_ms <= time_ms < credential.not_after_ms:
         raise _Refused(
             "credential-expired", "the credential of this key is not valid now; ask the authority to renew it"

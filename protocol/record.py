@@ -22,7 +22,7 @@ MAX_CLASSES = 32
 MAX_ENVELOPE = 4 << 20
 MAX_PART = 64 << 20
 """Bytes of one sealed part."""
-MAX_REQUEST_HEAD = 16 << 20
+MAX_REQUEST_HEAD = 1 << 20
 
 PartIndex = Annotated[int, msgspec.Meta(ge=0, lt=MAX_PARTS)]
 

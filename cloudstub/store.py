@@ -1,0 +1,364 @@
+"""Where the cloud keeps ciphertext: blobs in a folder, what they belong to in SQLite (paper eq. 5).
+
+    folder/lock        held while a server runs; a second server on the folder is refused
+    folder/meta.db     views, who holds which blob for which record, spent nonces (WAL, synchronous=FULL)
+    folder/blobs/ab/…  one file per blob, named by the SHA-256 of its bytes
+    folder/tmp/…       one folder per upload under way, emptied at start
+
+Invariants, at every instant and after a loss of power at any instant:
+- A file under `blobs` is whole and was synced before it got its name.
+- A view is readable only when all its blobs are under `blobs`: one transaction makes an upload's views
+  readable together.
+- Whoever asks for a blob asks as a patient and for a record. The same bytes may lie under several patients;
+  knowing a hash gives nobody a claim to them.
+- A file under `blobs` is either held by somebody or listed in `placing`, so a crash between renaming and
+  committing leaves nothing behind after the next start.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiosqlite
+
+from crypto.codec import encode
+from crypto.errors import Conflict, Denied, Unauthentic, Unavailable
+from protocol.record import BlobRef, View, decode_view
+
+_SCHEMA_VERSION = 1
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS view (
+    address BLOB PRIMARY KEY, patient BLOB NOT NULL, chain_id TEXT NOT NULL, record BLOB NOT NULL,
+    version INTEGER NOT NULL, encoded BLOB NOT NULL,
+    UNIQUE (patient, chain_id, record, version)) STRICT;
+CREATE TABLE IF NOT EXISTS holding (
+    patient BLOB NOT NULL, record BLOB NOT NULL, hash BLOB NOT NULL, size INTEGER NOT NULL,
+    PRIMARY KEY (patient, record, hash)) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS holding_by_hash ON holding (hash);
+CREATE TABLE IF NOT EXISTS placing (hash BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS nonce (
+    requester BLOB NOT NULL, nonce BLOB NOT NULL, expires_ms INTEGER NOT NULL,
+    PRIMARY KEY (requester, nonce)) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS nonce_by_expiry ON nonce (expires_ms);
+PRAGMA user_version = {_SCHEMA_VERSION};
+"""
+
+
+class OverQuota(Denied):
+    """The patient's share of the cloud is full."""
+
+    status = 507
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What one patient may hold: bytes, and number of blobs."""
+
+    max_bytes: int = 10 << 30
+    max_blobs: int = 100_000
+
+    def check(self, size: int, blobs: int) -> None:
+        """Raise `OverQuota` unless this much fits."""
+        if size > self.max_bytes or blobs > self.max_blobs:
+            raise OverQuota(
+                f"the quota is {self.max_bytes} bytes in {self.max_blobs} blobs and this upload would need "
+                f"{size} bytes in {blobs}; ask the operator of the cloud for more"
+            )
+
+
+class Staging:
+    """The blobs of one upload on their way in: on disk, nobody's yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.hashes: set[bytes] = set()
+
+    def path(self, digest: bytes) -> Path:
+        return self._folder / digest.hex()
+
+    async def put(self, ref: BlobRef, chunks: AsyncIterator[bytes]) -> None:
+        """Write, hash and sync one blob; `Unauthentic` unless the chunks are the bytes that `ref` names."""
+        path, hasher, size = self.path(ref.hash), hashlib.sha256(), 0
+        async for chunk in chunks:
+            # Each step opens the file anew: a cancelled caller leaves its thread running, and a descriptor
+            # closed under it could by then be another file's.
+            await asyncio.to_thread(_append, path, chunk, hasher)
+            size += len(chunk)
+        if size != ref.size or hasher.digest() != ref.hash:
+            raise Unauthentic(
+                "a blob is not the bytes that its hash names: it was changed on the way; send it again"
+            )
+        await asyncio.to_thread(_sync, path)
+        self.hashes.add(ref.hash)
+
+
+class BlobStore:
+    """An open store; use as `async with BlobStore(folder) as store`.
+
+    Entering raises `Conflict` if another server has the folder or another version wrote it. Methods may be
+    called concurrently.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._publishing = asyncio.Lock()
+        self._writing = asyncio.Lock()
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> "BlobStore":
+        async with AsyncExitStack() as stack:
+            lock = await asyncio.to_thread(_claim, self._folder)
+            stack.callback(os.close, lock)
+            await asyncio.to_thread(_prepare, self._folder)
+            self._writer = await stack.enter_async_context(self._connect())
+            [(version,)] = await self._writer.execute_fetchall("PRAGMA user_version")
+            if version not in (0, _SCHEMA_VERSION):
+                raise Conflict(
+                    "the data folder was written by another version of the cloud server; run that version"
+                )
+            await self._writer.executescript(_SCHEMA)
+            # Readers have their own connection, so they never see what a transaction has not yet committed.
+            self._reader = await stack.enter_async_context(self._connect())
+            await self._remove_unheld()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        async with self._publishing, self._writing:
+            await self._stack.aclose()
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[aiosqlite.Connection]:
+        async with aiosqlite.connect(self._folder / "meta.db", isolation_level=None) as db:
+            await db.execute("PRAGMA journal_mode = WAL")
+            await db.execute("PRAGMA synchronous = FULL")
+            yield db
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
+        async with self._writing:
+            await self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+                await self._writer.execute("COMMIT")
+            except BaseException:
+                await self._writer.rollback()
+                raise
+
+    def path(self, digest: bytes) -> Path:
+        name = digest.hex()
+        return self._folder / "blobs" / name[:2] / name
+
+    @asynccontextmanager
+    async def staging(self) -> AsyncIterator[Staging]:
+        """A place for the blobs of one upload; what was not published is removed on leaving."""
+        folder = self._folder / "tmp" / os.urandom(16).hex()
+        folder.mkdir(mode=0o700)
+        try:
+            yield Staging(folder)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def view(self, address: bytes) -> View | None:
+        rows = await self._select(self._reader, "SELECT encoded FROM view WHERE address = ?", address)
+        return decode_view(rows[0][0]) if rows else None
+
+    async def held(self, patient: bytes, record: bytes) -> dict[bytes, int]:
+        """Hash and size of every blob that this patient holds for this record."""
+        sql = "SELECT hash, size FROM holding WHERE patient = ? AND record = ?"
+        return {row[0]: row[1] for row in await self._select(self._reader, sql, patient, record)}
+
+    async def usage(self, patient: bytes) -> tuple[int, int]:
+        """Bytes and number of blobs that this patient holds."""
+        return await self._usage(self._reader, patient)
+
+    async def check_version(self, view: View) -> None:
+        """Raise `Conflict` if the patient has another view of this record version on this chain."""
+        await self._is_stored(self._reader, view)
+
+    async def use_nonce(self, requester: bytes, nonce: bytes, expires_ms: int, now_ms: int) -> bool:
+        """Spend a nonce; False if it was spent before. It is forgotten once `now_ms` is past `expires_ms`."""
+        return await asyncio.shield(self._use_nonce(requester, nonce, expires_ms, now_ms))
+
+    async def publish(
+        self,
+        views: Sequence[View],
+        holdings: Iterable[tuple[bytes, BlobRef]],
+        staging: Staging,
+        quota: Quota,
+    ) -> None:
+        """Make `views`, all of one patient, and the (record, blob) pairs they need readable, all or nothing.
+
+        Durable on return. Views that are already there stay as they are. Raises `Conflict` if the patient has
+        another view of the same chain, record and version, `OverQuota` if the patient would then hold too
+        much.
+        """
+        # A caller that is cancelled must not leave half a transaction on the shared connection.
+        await asyncio.shield(self._publish(views, holdings, staging, quota))
+
+    async def _publish(
+        self,
+        views: Sequence[View],
+        holdings: Iterable[tuple[bytes, BlobRef]],
+        staging: Staging,
+        quota: Quota,
+    ) -> None:
+        patient = views[0].patient
+        async with self._publishing:
+            async with self._transaction() as db:
+                await db.executemany(
+                    "INSERT OR IGNORE INTO placing VALUES (?)", [(h,) for h in staging.hashes]
+                )
+            try:
+                await asyncio.to_thread(self._place, staging)
+                async with self._transaction() as db:
+                    for view in views:
+                        if not await self._is_stored(db, view):
+                            row = (
+                                view.address,
+                                patient,
+                                view.chain_id,
+                                view.record,
+                                view.version,
+                                encode(view),
+                            )
+                            await db.execute("INSERT INTO view VALUES (?, ?, ?, ?, ?, ?)", row)
+                    rows = [(patient, record, ref.hash, ref.size) for record, ref in holdings]
+                    await db.executemany("INSERT OR IGNORE INTO holding VALUES (?, ?, ?, ?)", rows)
+                    quota.check(*await self._usage(db, patient))
+                    await db.execute("DELETE FROM placing WHERE hash IN (SELECT hash FROM holding)")
+            except BaseException:
+                await self._remove_unheld()
+                raise
+
+    def _place(self, staging: Staging) -> None:
+        for digest in staging.hashes:
+            staging.path(digest).rename(self.path(digest))
+        for folder in {self.path(digest).parent for digest in staging.hashes}:
+            _sync(folder)
+
+    async def _remove_unheld(self) -> None:
+        """Remove what an unfinished publication put in place.
+
+        Runs at start and under `_publishing`, so no other publication counts on these files.
+        """
+        sql = "SELECT hash FROM placing WHERE hash NOT IN (SELECT hash FROM holding)"
+        for (digest,) in await self._writer.execute_fetchall(sql):
+            await asyncio.to_thread(_unlink, self.path(digest))
+        async with self._transaction() as db:
+            await db.execute("DELETE FROM placing")
+
+    async def _use_nonce(self, requester: bytes, nonce: bytes, expires_ms: int, now_ms: int) -> bool:
+        async with self._transaction() as db:
+            await db.execute("DELETE FROM nonce WHERE expires_ms < ?", (now_ms,))
+            cursor = await db.execute(
+                "INSERT OR IGNORE INTO nonce VALUES (?, ?, ?)", (requester, nonce, expires_ms)
+            )
+            return cursor.rowcount == 1
+
+    async def _is_stored(self, db: aiosqlite.Connection, view: View) -> bool:
+        sql = "SELECT address FROM view WHERE patient = ? AND chain_id = ? AND record = ? AND version = ?"
+        rows = await self._select(db, sql, view.patient, view.chain_id, view.record, view.version)
+        if rows and rows[0][0] != view.address:
+            raise Conflict(
+                "another view of this record version is stored for this chain; publish a new version instead"
+            )
+        return bool(rows)
+
+    async def _usage(self, db: aiosqlite.Connection, patient: bytes) -> tuple[int, int]:
+        sql = "SELECT coalesce(sum(size), 0), count(*) FROM holding WHERE patient = ?"
+        [(size, blobs)] = await self._select(db, sql, patient)
+        return size, blobs
+
+    @staticmethod
+    async def _select(db: aiosqlite.Connection, sql: str, *parameters: object) -> list[aiosqlite.Row]:
+        return list(await db.execute_fetchall(sql, parameters))
+
+
+def read_whole(path: Path, ref: BlobRef) -> bytes:
+    """A small blob, or `Unavailable` if the file no longer is what its name says."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    if hashlib.sha256(data).digest() != ref.hash:
+        raise _damaged()
+    return data
+
+
+def check_size(path: Path, ref: BlobRef) -> None:
+    """Raise `Unavailable` unless the file is there with the size that `ref` says."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        size = 0
+    if size != ref.size:
+        raise _damaged()
+
+
+def read_chunk(path: Path, offset: int, size: int) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def _damaged() -> Unavailable:
+    return Unavailable(
+        "the cloud's copy of a blob is damaged; tell its operator, and let the patient upload again"
+    )
+
+
+def _append(path: Path, chunk: bytes, hasher: "hashlib._Hash") -> None:
+    hasher.update(chunk)
+    with open(path, "ab", opener=_private) as file:
+        file.write(chunk)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _claim(folder: Path) -> int:
+    """Make the folder if need be and lock it; the descriptor holds the lock."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise Conflict(
+            "another cloud server uses this data folder; stop it or choose another folder"
+        ) from None
+    return lock
+
+
+def _prepare(folder: Path) -> None:
+    """Remove what uploads cut short by a crash left; make the folders, and a database file for us alone."""
+    shutil.rmtree(folder / "tmp", ignore_errors=True)
+    (folder / "tmp").mkdir(mode=0o700)
+    (folder / "blobs").mkdir(mode=0o700, exist_ok=True)
+    for prefix in range(256):
+        (folder / "blobs" / f"{prefix:02x}").mkdir(mode=0o700, exist_ok=True)
+    os.close(os.open(folder / "meta.db", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+    _sync(folder / "blobs")
+    _sync(folder)

@@ -1,0 +1,180 @@
+"""People, nodes and records for the tests of the cloud.
+
+Parts and headers are random bytes, as the cloud never looks inside.
+"""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cloudstub.server import CloudConfig, Limits
+from crypto.codec import encode
+from crypto.sign import SigningKey
+from protocol.identity import Credential, SignedCredential, SignedTicket, Ticket, TicketSignature
+from protocol.record import (
+    BlobRef,
+    Download,
+    DownloadBody,
+    DownloadHead,
+    Envelope,
+    Index,
+    SealedPart,
+    Upload,
+    UploadBody,
+    View,
+    decode_download_head,
+)
+
+NOW = 1_760_000_000_000
+CHAINS = ("storage-1", "sharing-1")
+QUORUM = 3
+
+
+def key(name: str) -> SigningKey:
+    return SigningKey(name.encode().ljust(32, b"."))
+
+
+AUTHORITY, CLOUD, PATIENT, OTHER_PATIENT, READER = (
+    key(n) for n in ("authority", "cloud", "patient", "other-patient", "reader")
+)
+NODES = {chain: [key(f"{chain}-node-{i}") for i in range(4)] for chain in CHAINS}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def config(folder: Path, clock: Any, limits: Limits | None = None) -> CloudConfig:
+    chains = {chain: (tuple(node.public for node in nodes), QUORUM) for chain, nodes in NODES.items()}
+    return CloudConfig(folder, CLOUD, AUTHORITY.public, chains, clock, limits or Limits())
+
+
+def credential(subject: SigningKey, authority: SigningKey = AUTHORITY, **changes: Any) -> SignedCredential:
+    plain = Credential(subject.public, "patient", (), bytes(32), None, 0, 2**62)
+    return SignedCredential.issue(msgspec.structs.replace(plain, **changes), authority)
+
+
+@dataclass
+class Record:
+    """One version of a record: a view a chain, one envelope in each, every envelope with all the parts."""
+
+    owner: SigningKey
+    views: list[View]
+    parts: list[BlobRef]
+    blobs: dict[bytes, bytes]
+
+    @property
+    def refs(self) -> tuple[BlobRef, ...]:
+        return tuple(BlobRef(digest, len(data)) for digest, data in self.blobs.items())
+
+
+def make_envelope(record: bytes, version: int, parts: Sequence[BlobRef]) -> bytes:
+    sealed = tuple(SealedPart(i, version, ref, os.urandom(48)) for i, ref in enumerate(parts))
+    return encode(Envelope(record, version, "shared", "role:doctor", os.urandom(600), sealed, os.urandom(90)))
+
+
+def make_record(
+    owner: SigningKey = PATIENT,
+    record: bytes = b"",
+    version: int = 1,
+    sizes: Sequence[int] = (1, 5_000, 300_000),
+    chains: Sequence[str] = CHAINS,
+) -> Record:
+    record = record or os.urandom(16)
+    data = [os.urandom(size) for size in sizes]
+    parts = [BlobRef.of(part) for part in data]
+    envelope = make_envelope(record, version, parts)
+    ref = BlobRef.of(envelope)
+    views = [View(chain, record, version, owner.public, os.urandom(32), (ref,)) for chain in chains]
+    blobs = {r.hash: d for r, d in zip([ref, *parts], [envelope, *data], strict=True)}
+    return Record(owner, views, parts, blobs)
+
+
+def make_upload(record: Record, time_ms: int = NOW, **changes: Any) -> Upload:
+    body = UploadBody(credential(record.owner), tuple(record.views), record.refs, time_ms)
+    return Upload.make(msgspec.structs.replace(body, **changes), record.owner)
+
+
+def framed(head: bytes, *blobs: bytes) -> bytes:
+    return len(head).to_bytes(4, "big") + head + b"".join(blobs)
+
+
+def upload_bytes(record: Record, time_ms: int = NOW) -> bytes:
+    return framed(encode(make_upload(record, time_ms)), *record.blobs.values())
+
+
+def make_ticket(
+    view: View, requester: SigningKey = READER, signers: Sequence[int] = (0, 1, 2), **changes: Any
+) -> SignedTicket:
+    plain = Ticket(
+        view.chain_id,
+        os.urandom(32),
+        view.record,
+        view.version,
+        view.commit,
+        requester.public,
+        "treatment",
+        NOW * 2,
+    )
+    ticket = msgspec.structs.replace(plain, **changes)
+    nodes = NODES[view.chain_id]
+    signatures = (TicketSignature(i, nodes[i].sign("ticket", encode(ticket))) for i in signers)
+    return SignedTicket(ticket, tuple(signatures))
+
+
+def make_download(
+    record: Record,
+    requester: SigningKey = READER,
+    wanted: Sequence[BlobRef] = (),
+    time_ms: int = NOW,
+    **changes: Any,
+) -> Download:
+    view = record.views[0]
+    ticket = None if requester is record.owner else make_ticket(view, requester)
+    index, hashes = Index.make(view, record.owner), tuple(ref.hash for ref in wanted)
+    body = DownloadBody(index, ticket, requester.public, hashes, time_ms, os.urandom(16))
+    return Download.make(msgspec.structs.replace(body, **changes), requester)
+
+
+def parse_download(data: bytes) -> tuple[DownloadHead, list[bytes]]:
+    size = int.from_bytes(data[:4], "big")
+    head, rest = decode_download_head(data[4 : 4 + size]), data[4 + size :]
+    blobs = []
+    for ref in head.blobs:
+        blobs.append(rest[: ref.size])
+        rest = rest[ref.size :]
+    assert not rest
+    return head, blobs
+
+
+def files(folder: Path) -> set[str]:
+    """Names of all files under `blobs` and `tmp`."""
+    return {path.name for part in ("blobs", "tmp") for path in (folder / part).rglob("*") if path.is_file()}
+
+
+def rows(folder: Path, table: str) -> int:
+    with sqlite3.connect(folder / "meta.db") as db:
+        return db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
+
+def is_empty(folder: Path) -> bool:
+    return not files(folder) and not any(rows(folder, table) for table in ("view", "holding", "placing"))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return once the condition holds; it is looked at often, and not for ever."""
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("what the test waits for did not come about")
