@@ -1,6 +1,7 @@
 """A node's HTTP API for light clients and operators (docs/operations.md lists it).
 
-Transactions and releases travel as canonical msgpack, queries as JSON with byte strings in hex. A client believes a single node only as far as
+Transactions and releases travel as canonical msgpack, answers to queries as JSON with byte strings in hex and, where programs decode them, the
+canonical object as `encoded`. A client believes a single node only as far as
 it checks signatures and quorums itself.
 """
 
@@ -107,7 +108,7 @@ class _Api:
         receipt = await self._node.receipt(tx_id, wait)
         if receipt is None:
             raise NotFound("no final transaction with this id is known here yet; ask again later")
-        return JSONResponse(hexed(receipt))
+        return JSONResponse({**hexed(receipt), "encoded": encode(receipt).hex()})
 
     async def block(self, request: Request) -> Response:
         text = request.path_params["height"]
@@ -123,13 +124,13 @@ class _Api:
         person = await self._node.person(_hex(request, "key", 32))
         if person is None:
             raise NotFound("nobody with this key is certified on this chain")
-        return JSONResponse(hexed(person))
+        return JSONResponse({**hexed(person), "encoded": encode(person).hex()})
 
     async def record(self, request: Request) -> Response:
         entry = await self._node.record(_hex(request, "record", 16))
         if entry is None:
             raise NotFound("no record with this id is on this chain")
-        return JSONResponse(hexed(entry))
+        return JSONResponse({**hexed(entry), "encoded": encode(entry).hex()})
 
     async def log(self, request: Request) -> Response:
         after = request.query_params.get("after", "0.0").split(".")
@@ -138,7 +139,8 @@ class _Api:
         record = _hex(request, "record", 16)
         receipts = await self._node.access_log(record, (int(after[0]), int(after[1])), LOG_PAGE)
         more = f"{receipts[-1].height}.{receipts[-1].position}" if len(receipts) == LOG_PAGE else None
-        return JSONResponse({"receipts": hexed(receipts), "next": more})
+        encoded = [encode(r).hex() for r in receipts]
+        return JSONResponse({"receipts": hexed(receipts), "encoded": encoded, "next": more})
 
     async def release(self, request: Request) -> Response:
         release = await self._node.release(_hex(request, "tx", 32))

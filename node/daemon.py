@@ -32,7 +32,7 @@ from protocol.contract import Receipt
 from protocol.core import Core, Effect, Finalized, Halted, Record, Send, ServeChain
 from protocol.evidence import Evidence
 from protocol.genesis import Genesis
-from protocol.identity import Release, Ticket, TicketSignature
+from protocol.identity import Credential, Release, Ticket, TicketSignature
 from protocol.mempool import Mempool, Pending
 from protocol.record import decode_index
 
@@ -165,9 +165,7 @@ class Node:
 
     async def release(self, tx_id: bytes) -> Release:
         """This node's part of a granted request: the ticket signed, the index sealed to the requester."""
-        ticket, entry, person = await self._in_ledger(
-            lambda: contract.check_grant(self._ledger, tx_id, wall_ms())
-        )
+        ticket, entry, person = await self._in_ledger(lambda: self._granted(tx_id))
         content = self._index_key.open(entry.sealed_index, "the index entry on chain")
         index = decode_index(content)
         if (index.chain_id, index.record, index.version) != (ticket.chain_id, ticket.record, ticket.version):
@@ -175,6 +173,14 @@ class Node:
                 "the index entry on chain is for another record or version; the patient must publish it anew"
             )
         return Release(ticket, self._sign_ticket(ticket), seal(person.seal_key, content))
+
+    def _granted(self, tx_id: bytes) -> tuple[Ticket, contract.RecordEntry, Credential]:
+        receipt = self._ledger.receipt(tx_id)
+        if receipt is None:
+            raise NotFound("no final request with this id is known here yet; ask again later")
+        if not receipt.ok:
+            raise Denied(f"the contract refused the request: {receipt.reason}")
+        return contract.check_grant(self._ledger, tx_id, wall_ms())
 
     def _sign_ticket(self, ticket: Ticket) -> TicketSignature:
         return TicketSignature(self.me, self._key.sign("ticket", encode(ticket)))
