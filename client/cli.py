@@ -1,0 +1,554 @@
+"""The command line of the light client: `diptych`, or `python -m client`.
+
+For people by default, `-o json` for programs: then standard output holds one JSON document and nothing else. Progress and errors go to
+standard error. Exit codes: see `EXIT_CODES`.
+"""
+
+import getpass
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from client.doctor import Doctor
+from client.enrolment import Invite
+from client.fhir import join, load_bundle, load_profile
+from client.home import Home
+from client.patient import Patient, StoredRecord
+from client.reader import Reader
+from client.session import Session
+from configs.files import passphrase_from, read, write
+from crypto import ces
+from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
+from protocol.contract import Receipt
+from protocol.identity import ChainKind, Purpose
+
+EXIT_CODES: dict[type[DiptychError], int] = {
+    Malformed: 3,
+    Unauthentic: 4,
+    Denied: 5,
+    NotFound: 6,
+    Unavailable: 7,
+    Conflict: 8,
+}
+DEFAULT_HOME = Path("~/.diptych")
+DEFAULT_POLICIES = {
+    "private": "role:doctor or role:government",
+    "shared": "role:doctor or role:government or role:researcher or role:insurer",
+}
+DEFAULT_PURPOSES: tuple[Purpose, ...] = ("treatment", "research", "public-health")
+CES_SUITES = {"rsa-pss-3072": ces.RSA_PSS, "ed25519": ces.ED25519}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Diptych's light client for doctors, patients and data users.",
+    epilog="Exit codes: 0 done · 1 internal error · 2 wrong usage · 3 malformed input · 4 forged or changed · 5 denied · "
+    "6 not found · 7 unavailable, try again · 8 conflicts with what is there · 130 interrupted",
+)
+record_app = typer.Typer(no_args_is_help=True, help="Sign, store, share, request, open and export records.")
+chain_app = typer.Typer(no_args_is_help=True, help="Look at the chains.")
+app.add_typer(record_app, name="record")
+app.add_typer(chain_app, name="chain")
+
+ChainOption = Annotated[
+    ChainKind, typer.Option("--chain", help="storage: the whole record; sharing: its shared part.")
+]
+RecordId = Annotated[str, typer.Argument(metavar="RECORD", help="A record id: 32 hex digits.")]
+Key = Annotated[str, typer.Option(help="A public key: 64 hex digits, as printed by `diptych whoami`.")]
+
+
+@dataclass
+class _Context:
+    home: Path
+    as_json: bool
+    passphrase_command: str | None
+    console: Console
+
+    def open(self) -> Session:
+        """The home's session; asks for the passphrase on a terminal if the home has one."""
+        path = self.home.expanduser()
+        if self.passphrase_command:
+            return Session(Home(path, passphrase_from(self.passphrase_command)), self.progress)
+        try:
+            home = Home(path)
+        except Denied:
+            if not sys.stdin.isatty():
+                raise
+            home = Home(path, getpass.getpass("Passphrase: ").encode())
+        return Session(home, self.progress)
+
+    def progress(self, step: str) -> None:
+        if not self.as_json:
+            self.console.print(f"[dim]· {step} …[/dim]", highlight=False)
+
+    def show(self, data: Any, human: Callable[[Console], None]) -> None:
+        """Print `data` as JSON, or let `human` print it."""
+        if self.as_json:
+            print(json.dumps(data, ensure_ascii=False, indent=2))
+        else:
+            human(Console(soft_wrap=True, highlight=False))
+
+
+_context = _Context(DEFAULT_HOME, False, None, Console(stderr=True, highlight=False))
+
+
+@app.callback()
+def _options(
+    home: Annotated[
+        Path, typer.Option("--home", envvar="DIPTYCH_HOME", help="The folder with your keys and records.")
+    ] = DEFAULT_HOME,
+    output: Annotated[
+        Literal["table", "json"], typer.Option("-o", "--output", help="For people, or for programs.")
+    ] = "table",
+    passphrase_command: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DIPTYCH_PASSPHRASE_COMMAND", help="A command that prints the home's passphrase."
+        ),
+    ] = None,
+) -> None:
+    global _context
+    _context = _Context(home, output == "json", passphrase_command, Console(stderr=True, highlight=False))
+
+
+@app.command()
+def init(
+    network: Annotated[
+        Path, typer.Option(help="The network file; it and the genesis files beside it are pinned.")
+    ],
+    invite: Annotated[str, typer.Option(help="The authority's invitation.")],
+    suite: Annotated[
+        str, typer.Option("--ces", help=f"A doctor's record-signing suite: {', '.join(CES_SUITES)}.")
+    ] = "rsa-pss-3072",
+    passphrase: Annotated[
+        bool, typer.Option(help="Protect the keys with a passphrase, asked for on the terminal.")
+    ] = False,
+) -> None:
+    """Make your keys and have the authority certify them. Repeat it if it was interrupted.
+
+    Example: `diptych --home ~/alice init --network devnet/network.toml --invite diptych-invite-…`
+    """
+    if suite not in CES_SUITES:
+        raise Malformed(f"{suite!r} is no record-signing suite; use one of {', '.join(CES_SUITES)}")
+    invitation = Invite.from_text(invite)
+    path = _context.home.expanduser()
+    if not (path / "master.key").exists():
+        secret = passphrase_from(_context.passphrase_command)
+        if secret is None and passphrase:
+            secret = getpass.getpass("New passphrase: ").encode()
+            if getpass.getpass("Again: ").encode() != secret:
+                raise Malformed("the two passphrases differ; nothing was made")
+        Home.create(path, network, CES_SUITES[suite] if invitation.body.role == "doctor" else None, secret)
+    with _context.open() as session:
+        session.enrol(invite)
+        _whoami(session)
+
+
+@app.command()
+def whoami() -> None:
+    """Show your public key, role and attributes. The key is what a doctor needs to make a record for you."""
+    with _context.open() as session:
+        _whoami(session)
+
+
+def _whoami(session: Session) -> None:
+    credential = session.home.credential.credential
+    data = {
+        "key": credential.subject.hex(),
+        "role": credential.role,
+        "attributes": list(credential.attributes),
+        "valid_until": _time(credential.not_after_ms),
+    }
+    _context.show(data, lambda c: _print_fields(c, data))
+
+
+# --- records ----------------------------------------------------------------------------------------------------------------
+
+
+@record_app.command("import")
+def record_import(
+    bundle: Annotated[
+        Path, typer.Argument(help="A FHIR R4 bundle: .json, .json.gz, or - for standard input.")
+    ],
+    patient: Key,
+    profile: Annotated[
+        str, typer.Option(help="How the bundle is cut into parts: safe, paper, or a TOML file.")
+    ] = "safe",
+    out: Annotated[
+        Path | None, typer.Option(help="Where the package for the patient goes; RECORD.diptych by default.")
+    ] = None,
+) -> None:
+    """Doctor: slice, group and sign a bundle; attest it on both chains; write the package that the patient stores.
+
+    Example: `diptych record import patient.json --patient 5c1f…`
+    """
+    key, data, rules = _hex(patient, 32, "the patient's key"), load_bundle(bundle), load_profile(profile)
+    with _context.open() as session:
+        record, package, parts = Doctor(session).sign(data, key, rules)
+    path = out or Path(f"{record.hex()}.diptych")
+    write(path, package)
+    listed = [{"part": p.label, "title": p.title, "access": p.access, "bytes": len(p.content)} for p in parts]
+    result = {"record": record.hex(), "package": str(path), "parts": listed}
+
+    def human(console: Console) -> None:
+        console.print(_table(listed, "part", "title", "access", "bytes"))
+        console.print(f"record   {record.hex()}\npackage  {path}  (only the patient can open it)")
+
+    _context.show(result, human)
+
+
+@record_app.command("store")
+def record_store(
+    package: Annotated[Path, typer.Argument(help="The package that the doctor made.")],
+    policy: Annotated[
+        list[str] | None, typer.Option(help="CLASS=POLICY, such as 'shared=role:researcher and org:st-mary'.")
+    ] = None,
+    access: Annotated[
+        list[str] | None, typer.Option(help="PART=CLASS, to put a part elsewhere than the profile says.")
+    ] = None,
+    purpose: Annotated[
+        list[str] | None, typer.Option(help="What the record may be asked for; repeatable.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="A profile file, if the doctor used one that is not built in.")
+    ] = None,
+) -> None:
+    """Patient: verify the doctor's signature, encrypt, upload once, index on both chains.
+
+    Examples: `diptych record store 3fa2….diptych` · `diptych record store r.diptych --policy 'private=role:doctor and org:st-mary'`
+    """
+    policies = DEFAULT_POLICIES | _pairs(policy or [], "--policy CLASS=POLICY")
+    moved = _pairs(access or [], "--access PART=CLASS")
+    with _context.open() as session:
+        patient = Patient(session)
+        stored = patient.receive(read(package, 200 << 20))
+        header = stored.header
+        rules = load_profile(profile or header.profile)
+        usual = {g.label: g.access for g in (*rules.groups, *rules.derived)}
+        if unknown := set(moved) - set(header.labels):
+            raise NotFound(
+                f"the record has no part {min(unknown)!r}; its parts are {', '.join(header.labels)}"
+            )
+        classes = {label: moved.get(label, usual.get(label, "private")) for label in header.labels}
+        stored = patient.store(header.record, classes, policies, _purposes(purpose))
+        _show_stored(stored)
+
+
+@record_app.command("list")
+def record_list() -> None:
+    """Patient: the records in your home."""
+    with _context.open() as session:
+        patient = Patient(session)
+        stored = [patient.load(record) for record in patient.records()]
+    rows = [
+        {
+            "record": s.header.record.hex(),
+            "version": s.version,
+            "signed": _time(s.header.created_ms),
+            "parts": len(s.header.labels),
+            "profile": s.header.profile,
+        }
+        for s in stored
+    ]
+    _context.show(rows, lambda c: c.print(_table(rows, "record", "version", "signed", "parts", "profile")))
+
+
+@record_app.command("show")
+def record_show(record: RecordId) -> None:
+    """Patient: the parts of a record, their access classes and policies."""
+    with _context.open() as session:
+        _show_stored(Patient(session).load(_record(record)))
+
+
+@record_app.command("move")
+def record_move(
+    record: RecordId,
+    part: Annotated[str, typer.Argument(help="The part's label, such as m8.")],
+    to: Annotated[
+        str, typer.Option(help="The access class it goes to: shared, private, or one of your own.")
+    ],
+    policy: Annotated[str | None, typer.Option(help="The policy, if the class is new.")] = None,
+) -> None:
+    """Patient: move a part between private and shared by re-encrypting keys alone.
+
+    Whoever could read the part before may have kept it: moving it away keeps new readers out, not old ones.
+
+    Example: `diptych record move 3fa2… m8 --to shared`
+    """
+    with _context.open() as session:
+        _show_stored(Patient(session).move(_record(record), part, to, policy))
+
+
+@record_app.command("policy")
+def record_policy(
+    record: RecordId,
+    policy: Annotated[list[str], typer.Argument(help="CLASS=POLICY, one or several, changed together.")],
+) -> None:
+    """Patient: change who may read by re-encrypting keys alone.
+
+    Whoever could read before may have kept keys or plaintext: the change keeps new requests out, not old copies.
+
+    Example: `diptych record policy 3fa2… 'shared=role:researcher and org:st-mary'`
+    """
+    with _context.open() as session:
+        _show_stored(Patient(session).set_policies(_record(record), _pairs(policy, "CLASS=POLICY")))
+
+
+@record_app.command("log")
+def record_log(record: RecordId) -> None:
+    """The record's access log from both chains: every request, allowed or denied, and why."""
+    with _context.open() as session:
+        entries = Patient(session).log(_record(record))
+    rows = [{"chain": kind, **_receipt(receipt)} for kind, receipt in entries]
+    columns = ("time", "chain", "sender", "purpose", "decision", "reason")
+    _context.show(rows, lambda c: c.print(_table(rows, *columns)))
+
+
+@record_app.command("request")
+def record_request(
+    record: RecordId,
+    chain: ChainOption = "sharing",
+    purpose: Annotated[
+        str, typer.Option(help="treatment, research, payment, public-health, patient-request.")
+    ] = "research",
+) -> None:
+    """Data user: ask for access. The decision and its reason are on chain; denied ends with exit code 5.
+
+    Example: `diptych record request 3fa2… --chain storage --purpose treatment`
+    """
+    (asked,) = _purposes([purpose])
+    with _context.open() as session:
+        receipt = Reader(session).request(_record(record), chain, asked)
+    data = _receipt(receipt)
+    _context.show(data, lambda c: _print_fields(c, data))
+    if not receipt.ok:
+        raise typer.Exit(EXIT_CODES[Denied])
+
+
+@record_app.command("open")
+def record_open(
+    record: RecordId,
+    chain: ChainOption = "sharing",
+    out: Annotated[Path | None, typer.Option(help="Write each part as PART.json into this folder.")] = None,
+) -> None:
+    """Data user: fetch, decrypt and verify what the last allowed request gives access to.
+
+    Example: `diptych record open 3fa2… --out study/`
+    """
+    with _context.open() as session:
+        opened = Reader(session).open(_record(record), chain)
+    if out:
+        for label, content in opened.parts.items():
+            write(out / f"{label}.json", content, replace=True)
+    rows = [{"part": label, "bytes": len(content)} for label, content in opened.parts.items()]
+    data: dict[str, Any] = {
+        "record": record,
+        "version": opened.version,
+        "doctor": opened.header.doctor.hex(),
+        "signed": _time(opened.header.created_ms),
+        "opened": rows,
+        "closed_classes": list(opened.closed),
+    }
+    if not out and _context.as_json:
+        data["parts"] = {label: json.loads(content) for label, content in opened.parts.items()}
+
+    def human(console: Console) -> None:
+        console.print(_table(rows, "part", "bytes"))
+        console.print(f"the doctor's signature holds over these {len(rows)} parts")
+        if opened.closed:
+            console.print(f"closed to you: {', '.join(opened.closed)}")
+        if out:
+            console.print(f"written to {out}")
+
+    _context.show(data, human)
+
+
+@record_app.command("export")
+def record_export(
+    record: RecordId,
+    out: Annotated[Path | None, typer.Option(help="The file to write; standard output by default.")] = None,
+) -> None:
+    """The FHIR bundle back, token for token: from your own home (patient), or opened through the storage chain (readers).
+
+    Example: `diptych record export 3fa2… --out bundle.json`
+    """
+    with _context.open() as session:
+        if session.home.has(f"record-{record}"):
+            stored = Patient(session).load(_record(record))
+            bundle = join(dict(zip(stored.header.labels, stored.record.messages, strict=True)))
+        else:
+            bundle = Reader(session).open(_record(record), "storage").bundle()
+    if out:
+        write(out, bundle, replace=True)
+        _context.console.print(f"{len(bundle):,} bytes written to {out}")
+    else:
+        sys.stdout.buffer.write(bundle + b"\n")
+
+
+# --- chains -----------------------------------------------------------------------------------------------------------------
+
+
+@chain_app.command("status")
+def chain_status() -> None:
+    """Every node of both chains: height, view, leader, peers, and what is wrong if anything is."""
+    with _context.open() as session:
+        nodes = [s for found in session.on_chains(lambda kind: session.chains[kind].status()) for s in found]
+    rows = [
+        {
+            "node": s.get("node", s.get("url")),
+            "height": s.get("height", "–"),
+            "view": s.get("view", "–"),
+            "leader": s.get("leader", "–"),
+            "peers": len(s.get("peers", [])),
+            "mempool": s.get("mempool", "–"),
+            "trouble": s.get("error") or s.get("halted") or s.get("alarm") or "",
+        }
+        for s in nodes
+    ]
+    columns = ("node", "height", "view", "leader", "peers", "mempool", "trouble")
+    _context.show(nodes, lambda c: c.print(_table(rows, *columns)))
+
+
+@chain_app.command("block")
+def chain_block(
+    height: Annotated[str, typer.Argument(help="A height, or 'latest'.")] = "latest",
+    chain: ChainOption = "storage",
+) -> None:
+    """One final block with its transactions."""
+    with _context.open() as session:
+        block = session.chains[chain].get(f"/v1/block/{height}")
+    header = block["header"]
+    rows = [{"tx": t["tx"], "kind": t["action"]["type"], "sender": t["sender"][:16]} for t in block["txs"]]
+
+    def human(console: Console) -> None:
+        fields = ("height", "view", "time_ms", "parent", "tx_root", "proposer")
+        _print_fields(console, {"block": block["block"], **{name: header[name] for name in fields}})
+        console.print(_table(rows, "tx", "kind", "sender"))
+
+    _context.show(block, human)
+
+
+@chain_app.command("tx")
+def chain_tx(
+    tx: Annotated[str, typer.Argument(help="A transaction id: 64 hex digits.")],
+    chain: ChainOption = "storage",
+) -> None:
+    """The receipt of one final transaction."""
+    with _context.open() as session:
+        data = _receipt(session.chains[chain].receipt(_hex(tx, 32, "the transaction id")))
+    _context.show(data, lambda c: _print_fields(c, data))
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------------
+
+
+def _hex(text: str, size: int, what: str) -> bytes:
+    with suppress(ValueError):
+        if len(value := bytes.fromhex(text)) == size:
+            return value
+    raise Malformed(f"{what} must be {2 * size} hex digits")
+
+
+def _record(text: str) -> bytes:
+    return _hex(text, 16, "the record id")
+
+
+def _pairs(texts: list[str], form: str) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    if any(not name or not value for name, _, value in pairs):
+        raise Malformed(f"write {form}")
+    return {name.strip(): value for name, _, value in pairs}
+
+
+def _purposes(texts: list[str] | None) -> tuple[Purpose, ...]:
+    if not texts:
+        return DEFAULT_PURPOSES
+    known = Purpose.__args__  # type: ignore[attr-defined]
+    if unknown := set(texts) - set(known):
+        raise Malformed(f"{min(unknown)!r} is no purpose of use; use one of {', '.join(known)}")
+    return tuple(texts)  # type: ignore[arg-type]
+
+
+def _time(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+def _receipt(receipt: Receipt) -> dict[str, Any]:
+    return {
+        "tx": receipt.tx.hex(),
+        "height": receipt.height,
+        "time": _time(receipt.time_ms),
+        "kind": receipt.kind,
+        "sender": receipt.sender.hex(),
+        "record": receipt.record.hex() if receipt.record else None,
+        "purpose": receipt.purpose,
+        "decision": "allowed" if receipt.ok else "denied",
+        "code": receipt.code,
+        "reason": receipt.reason,
+    }
+
+
+def _show_stored(stored: StoredRecord) -> None:
+    header = stored.header
+    rows = [
+        {"part": label, "access": part.access, "ciphertext": part.blob.hash.hex(), "bytes": part.blob.size}
+        for label, part in zip(header.labels, stored.parts, strict=bool(stored.parts))
+    ]
+    policies = dict(stored.policies)
+    data = {"record": header.record.hex(), "version": stored.version, "policies": policies, "parts": rows}
+
+    def human(console: Console) -> None:
+        console.print(_table(rows, "part", "access", "ciphertext", "bytes"))
+        for name, policy in policies.items():
+            console.print(f"{name:8} {policy}")
+        console.print(
+            f"record   {header.record.hex()}  version {stored.version}"
+            + ("" if stored.version else " (not stored yet)")
+        )
+
+    _context.show(data, human)
+
+
+def _table(rows: list[dict[str, Any]], *columns: str) -> Table:
+    table = Table(*columns)
+    for row in rows:
+        cells = [f"{v:,}" if isinstance(v := row[c], int) and c == "bytes" else str(v) for c in columns]
+        table.add_row(*[cell[:16] + "…" if len(cell) == 64 else cell for cell in cells])
+    return table
+
+
+def _print_fields(console: Console, data: Mapping[str, Any]) -> None:
+    width = max(map(len, data))
+    for name, value in data.items():
+        console.print(
+            f"{name:{width}}  {', '.join(value) if isinstance(value, list) else value}", markup=False
+        )
+
+
+def main() -> None:
+    """Entry point: a refusal becomes one sentence on standard error and its exit code."""
+    try:
+        app()
+    except DiptychError as error:
+        code = next((EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES), 1)
+        if _context.as_json:
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}), file=sys.stderr)
+        else:
+            _context.console.print(f"error: {error}", markup=False, soft_wrap=True, style="red")
+        sys.exit(code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
