@@ -239,15 +239,16 @@ def demo(
     """
     import tempfile
 
+    from client.authority import Authority
     from client.story import tell
-
     from node.devnet import Supervisor, make
 
     with tempfile.TemporaryDirectory(prefix="diptych-demo-") as temporary:
         where = (folder or Path(temporary)).absolute()
         make(where, mode=mode)
         with Supervisor(where) as supervisor:
-            tell(where, bundle, supervisor)
+            settings, _ = _load(AuthoritySettings, where / "authority" / "config.toml", None)
+            tell(where, bundle, supervisor, Authority.open(settings, None).invite)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

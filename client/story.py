@@ -1,0 +1,364 @@
+"""The whole scheme as one story, told on a running network with real people, keys, nodes and ciphertext.
+
+Each chapter does what it says and checks what came of it; a chapter whose outcome is not the promised one ends the story with an error.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+
+from client.cli import DEFAULT_POLICIES, DEFAULT_PURPOSES
+from client.doctor import Doctor
+from client.fhir import load_bundle, load_profile, read_bundle, tokens_equal
+from client.home import Home
+from client.patient import PRIVATE, Patient, StoredRecord, envelope_context
+from client.reader import OpenedRecord, Reader
+from client.session import KINDS, Session
+from crypto import ces
+from crypto.codec import encode
+from crypto.errors import Denied, DiptychError
+from crypto.fabeo import decapsulate
+from protocol.contract import Receipt
+from protocol.identity import ChainKind, Purpose, Role
+
+T = TypeVar("T")
+SAMPLE = Path(__file__).parent / "samples" / "zoe-angstrom.json"
+SWAPPED = {
+    PRIVATE: "role:doctor or role:researcher",
+    "shared": "role:doctor or role:researcher or role:government or role:insurer",
+}
+"""After the patient has let government and researchers swap their rights (paper section 5, Figs. 5 and 6)."""
+
+CAST: dict[str, tuple[Role, tuple[str, ...]]] = {
+    "doctor": ("doctor", ("org:st-mary",)),
+    "patient": ("patient", ()),
+    "colleague": ("doctor", ("org:st-mary",)),
+    "researcher": ("user", ("role:researcher",)),
+    "government": ("user", ("role:government",)),
+    "stranger": ("user", ("role:advertiser",)),
+}
+
+
+class Control(Protocol):
+    """What the story needs of the network's supervisor."""
+
+    def start(self, *names: str) -> None: ...
+    def wait_ready(self, seconds: float = 90) -> None: ...
+    def kill(self, name: str) -> None: ...
+
+
+class Inviter(Protocol):
+    def __call__(self, role: Role, attributes: list[str], hours: int) -> str: ...
+
+
+class StoryFailed(DiptychError):
+    """A chapter did not come out as promised."""
+
+
+@dataclass
+class Outcome:
+    """What a told story left behind, for whoever wants to look closer."""
+
+    record: bytes
+    exported: bytes
+    log: list[tuple[ChainKind, Receipt]]
+
+
+class Story:
+    """A cast of people on one network; tells the story of one record at a time. Use as a context manager."""
+
+    def __init__(self, network: Path, control: Control, invite: Inviter, console: Console) -> None:
+        self._control, self._console = control, console
+        self._exit = ExitStack()
+        self._network, self._invite = network, invite
+        self._chapter = 0
+        self._started = time.monotonic()
+
+    def __enter__(self) -> "Story":
+        folder = Path(self._exit.enter_context(tempfile.TemporaryDirectory(prefix="diptych-people-")))
+        self._people = {name: self._exit.enter_context(Session(self._home(folder, name))) for name in CAST}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    def _home(self, folder: Path, name: str) -> Home:
+        return Home.create(folder / name, self._network, ces.RSA_PSS if CAST[name][0] == "doctor" else None)
+
+    def enrol(self) -> None:
+        """Everybody makes keys and gets them certified on both chains."""
+        self._title("Six people make their keys; the authority certifies the public halves on both chains")
+        for name, (role, attributes) in CAST.items():
+            _, seconds = _timed(self._people[name].enrol, self._invite(role, list(attributes), 1))
+            listed = ", ".join(self._people[name].home.credential.credential.attributes)
+            self._say(f"{name:11} {listed}", seconds)
+
+    def tell(self, bundle: bytes, profile: str = "safe", kill: bool = True) -> Outcome:
+        """The chapters, on one FHIR bundle."""
+        record, package = self._sign(bundle, profile)
+        stored = self._store(record, package)
+        self._researcher_reads(record, stored)
+        whole = self._colleague_reads(record, stored, bundle)
+        self._stranger_is_refused(record, stored)
+        stored = self._move(record, stored)
+        stored = self._swap(record, stored)
+        log = self._log(record)
+        if kill:
+            self._nodes_die(record)
+        return Outcome(record, whole.bundle(), log)
+
+    # --- chapters ---------------------------------------------------------------------------------------------------------
+
+    def _sign(self, bundle: bytes, profile: str) -> tuple[bytes, bytes]:
+        self._title(
+            "The doctor slices the FHIR bundle, signs its parts with one signature, attests it on both chains"
+        )
+        doctor, patient = Doctor(self._people["doctor"]), self._people["patient"].home.sign.public
+        (record, package, parts), seconds = _timed(doctor.sign, bundle, patient, load_profile(profile))
+        table = Table("part", "what", "access", "bytes", box=None, padding=(0, 2))
+        for part in parts:
+            table.add_row(part.label, part.title, part.access, f"{len(part.content):,}")
+        self._console.print(table)
+        self._say(
+            f"bundle {len(bundle):,} bytes -> {len(parts)} parts, package for the patient {len(package):,} bytes",
+            seconds,
+        )
+        self._say(f"record {record.hex()}")
+        return record, package
+
+    def _store(self, record: bytes, package: bytes) -> StoredRecord:
+        self._title("The patient verifies, encrypts, uploads once, and indexes the record on both chains")
+        patient = Patient(self._people["patient"])
+        signed = patient.receive(package)
+        rules = load_profile(signed.header.profile)
+        access = {g.label: g.access for g in (*rules.groups, *rules.derived)}
+        stored, seconds = _timed(patient.store, record, access, DEFAULT_POLICIES, DEFAULT_PURPOSES)
+        for name, policy in stored.policies:
+            labels = [
+                label
+                for label, part in zip(stored.header.labels, stored.parts, strict=True)
+                if part.access == name
+            ]
+            self._say(f"{name:8} {', '.join(labels)}\n         who: {policy}")
+        ciphertext = sum(p.blob.size for p in stored.parts)
+        self._say(f"ciphertext in the cloud {ciphertext:,} bytes, stored once for both chains", seconds)
+        for kind in KINDS:
+            entry = self._people["patient"].chains[kind].record(record)
+            self._say(f"index on the {kind} chain {len(encode(entry)):,} bytes, version {entry.version}")
+        return stored
+
+    def _researcher_reads(self, record: bytes, stored: StoredRecord) -> None:
+        self._title("A researcher asks the sharing chain and opens exactly the shared parts")
+        opened = self._read("researcher", record, "sharing", "research")
+        _expect(
+            set(opened.parts) == _labels(stored, "shared"), "the researcher opens exactly the shared parts"
+        )
+        self._say(f"opened and verified: {', '.join(opened.parts)}")
+        receipt = self._ask("researcher", record, "storage", "research")
+        _expect(not receipt.ok, "the storage chain refuses the researcher the whole record")
+        self._say(f"the whole record: storage chain says {receipt.code}: {receipt.reason}")
+
+    def _colleague_reads(self, record: bytes, stored: StoredRecord, bundle: bytes) -> OpenedRecord:
+        self._title("A doctor with the right attributes asks the storage chain and opens everything")
+        opened = self._read("colleague", record, "storage", "treatment")
+        _expect(set(opened.parts) == set(stored.header.labels), "the colleague opens every part")
+        _expect(tokens_equal(opened.bundle(), bundle), "the bundle comes back token for token")
+        self._say(f"all {len(opened.parts)} parts; the exported bundle equals the doctor's, token for token")
+        return opened
+
+    def _stranger_is_refused(self, record: bytes, stored: StoredRecord) -> None:
+        self._title(
+            "Someone with other attributes is refused: by the contract, by the cloud, by the cryptography"
+        )
+        stranger, researcher = self._people["stranger"], self._people["researcher"]
+        receipt = self._ask("stranger", record, "sharing", "research")
+        _expect(not receipt.ok, "the contract refuses the stranger")
+        self._say(f"contract: {receipt.reason}")
+        granted = self._ask("researcher", record, "sharing", "research")
+        index, ticket = researcher.chains["sharing"].release(granted.tx, researcher.home.seal)
+        for what, stolen in (("the index alone", None), ("the index and the researcher's ticket", ticket)):
+            refusal = _refused(stranger.cloud.fetch, index, stolen, stranger.home.sign)
+            self._say(f"cloud, with {what} stolen: {refusal}")
+        head, envelopes, _ = researcher.cloud.fetch(index, ticket, researcher.home.sign)
+        wanted = [part.blob for envelope in envelopes for part in envelope.parts]
+        _, _, blobs = researcher.cloud.fetch(index, ticket, researcher.home.sign, wanted)
+        for envelope in envelopes:
+            context = envelope_context(head.view.record, head.view.version, envelope.access_class)
+            home = stranger.home
+            refusal = _refused(
+                decapsulate, home.abe_public, home.attribute_key, envelope.policy, envelope.header, context
+            )
+        self._say(f"CP-ABE, with {sum(map(len, blobs.values())):,} bytes of ciphertext stolen: {refusal}")
+
+    def _move(self, record: bytes, stored: StoredRecord) -> StoredRecord:
+        label = next(
+            name for name in ("m8", "m9", "m1") if stored.parts[stored.index_of(name)].access == PRIVATE
+        )
+        self._title(
+            f"The patient moves {label} from private to shared: keys are encrypted anew, data is not touched"
+        )
+        before = {p.blob.hash for p in stored.parts}
+        index = stored.index_of(label)
+        moved, seconds = _timed(Patient(self._people["patient"]).move, record, label, "shared")
+        self._say(f"version {stored.version} -> {moved.version}", seconds)
+        self._say(f"ciphertext of {label} before {stored.parts[index].blob.hash.hex()[:32]}…")
+        self._say(f"                  after  {moved.parts[index].blob.hash.hex()[:32]}…")
+        _expect(before == {p.blob.hash for p in moved.parts}, "no data ciphertext changed")
+        self._say(f"all {len(before)} data ciphertexts in the cloud are the same")
+        opened = self._read("researcher", record, "sharing", "research")
+        _expect(
+            set(opened.parts) == _labels(moved, "shared") and label in opened.parts,
+            f"the researcher opens {label} now",
+        )
+        self._say(f"the researcher now opens {', '.join(opened.parts)}")
+        return moved
+
+    def _swap(self, record: bytes, stored: StoredRecord) -> StoredRecord:
+        self._title("Government and researchers swap their rights: again only keys are encrypted anew")
+        opened = self._read("government", record, "storage", "public-health")
+        _expect(not opened.closed, "government opens everything before the swap")
+        self._say(f"before: government opens all {len(opened.parts)} parts")
+        swapped, seconds = _timed(Patient(self._people["patient"]).set_policies, record, SWAPPED)
+        _expect(
+            [p.blob for p in swapped.parts] == [p.blob for p in stored.parts], "no data ciphertext changed"
+        )
+        self._say(
+            f"version {stored.version} -> {swapped.version}, the same {len(swapped.parts)} data ciphertexts",
+            seconds,
+        )
+        opened = self._read("researcher", record, "storage", "research")
+        _expect(not opened.closed, "researchers open everything after the swap")
+        self._say(f"after: the researcher opens all {len(opened.parts)} parts")
+        receipt = self._ask("government", record, "storage", "public-health")
+        _expect(not receipt.ok, "the storage chain refuses government after the swap")
+        opened = self._read("government", record, "sharing", "public-health")
+        _expect(
+            set(opened.parts) == _labels(swapped, "shared"),
+            "government opens exactly the shared parts after the swap",
+        )
+        self._say(
+            f"       government opens {', '.join(opened.parts)} and is refused the rest ({receipt.code})"
+        )
+        return swapped
+
+    def _log(self, record: bytes) -> list[tuple[ChainKind, Receipt]]:
+        self._title("The patient reads the access log from the chains: every request, allowed or denied")
+        names = {session.home.sign.public: name for name, session in self._people.items()}
+        log = Patient(self._people["patient"]).log(record)
+        table = Table("chain", "height", "who", "purpose", "decision", box=None, padding=(0, 2))
+        for kind, receipt in log:
+            decision = "allowed" if receipt.ok else f"denied ({receipt.code})"
+            table.add_row(kind, str(receipt.height), names[receipt.sender], receipt.purpose or "", decision)
+        self._console.print(table)
+        _expect(sum(not r.ok for _, r in log) == 3, "the log shows the three refusals")
+        return log
+
+    def _nodes_die(self, record: bytes) -> None:
+        self._title("One node of each chain is killed with -9, and the story goes on")
+        leaders = [self._people["patient"].chains[kind].status()[0]["leader"] for kind in KINDS]
+        for name in leaders:
+            self._control.kill(name)
+            self._say(f"killed {name}, the leader of its chain")
+        for kind in KINDS:
+            _, seconds = _timed(self._read, "researcher", record, kind, "research")
+            self._say(f"the researcher reads through the {kind} chain all the same", seconds)
+        self._control.start(*leaders)
+        _, seconds = _timed(self._control.wait_ready)
+        self._say(f"{' and '.join(leaders)} are started again and back in their networks", seconds)
+        for kind in KINDS:
+            tips = self._until_level(kind)
+            self._say(
+                f"all {tips[0]} nodes of the {kind} chain stand at height {tips[1]} with one receipts root"
+            )
+
+    def _until_level(self, kind: ChainKind, seconds: float = 30) -> tuple[int, int]:
+        """Wait until every node of a chain has executed the same history; (nodes, height)."""
+        deadline = time.monotonic() + seconds
+        while True:
+            found = self._people["patient"].chains[kind].status()
+            if (
+                len({(s.get("executed_height"), s.get("receipts_root")) for s in found}) == 1
+                and "error" not in found[0]
+            ):
+                return len(found), found[0]["executed_height"]
+            _expect(time.monotonic() < deadline, f"the nodes of the {kind} chain agree on their history")
+            time.sleep(0.1)
+
+    # --- helpers ------------------------------------------------------------------------------------------------------------
+
+    def _ask(self, name: str, record: bytes, kind: ChainKind, purpose: Purpose) -> Receipt:
+        return Reader(self._people[name]).request(record, kind, purpose)
+
+    def _read(self, name: str, record: bytes, kind: ChainKind, purpose: Purpose) -> OpenedRecord:
+        """Request, release, fetch, decrypt, verify."""
+
+        def read() -> OpenedRecord:
+            receipt = self._ask(name, record, kind, purpose)
+            _expect(receipt.ok, f"the {kind} chain allows {name} ({receipt.reason})")
+            return Reader(self._people[name]).open(record, kind)
+
+        opened, seconds = _timed(read)
+        size = sum(map(len, opened.parts.values()))
+        self._say(f"{name}: asked the {kind} chain, fetched, decrypted, verified {size:,} bytes", seconds)
+        return opened
+
+    def _title(self, text: str) -> None:
+        self._chapter += 1
+        self._console.print(
+            f"\n[bold]{self._chapter}. {text}[/bold]  [dim]{time.monotonic() - self._started:.1f} s[/dim]"
+        )
+
+    def _say(self, text: str, seconds: float | None = None) -> None:
+        took = f"  [cyan]{seconds * 1000:.0f} ms[/cyan]" if seconds is not None else ""
+        self._console.print(f"   {text}{took}", highlight=False)
+
+
+def tell(folder: Path, bundle: Path | None, control: Control, invite: Inviter) -> None:
+    """Start the network in `folder` and tell the story on a bundle file, or on the bundled sample."""
+    console = Console(soft_wrap=True, highlight=False)
+    data = load_bundle(bundle or SAMPLE)
+    read_bundle(data)  # a bad file is refused before anything is started
+    started = time.monotonic()
+    console.print(
+        "[bold]Starting the network: four storage nodes, four sharing nodes, a cloud, an authority[/bold]"
+    )
+    control.start()
+    control.wait_ready()
+    console.print(f"   ten processes ready  [cyan]{time.monotonic() - started:.1f} s[/cyan]")
+    with Story(folder / "network.toml", control, invite, console) as story:
+        story.enrol()
+        story.tell(data)
+    console.print(f"\n[bold green]The story is told[/bold green] in {time.monotonic() - started:.1f} s.")
+
+
+def _labels(stored: StoredRecord, access: str) -> set[str]:
+    return {
+        label for label, part in zip(stored.header.labels, stored.parts, strict=True) if part.access == access
+    }
+
+
+def _timed(work: Callable[..., T], *args: object) -> tuple[T, float]:
+    start = time.monotonic()
+    result = work(*args)
+    return result, time.monotonic() - start
+
+
+def _expect(holds: bool, promise: str) -> None:
+    if not holds:
+        raise StoryFailed(f"the story broke a promise: {promise}")
+
+
+def _refused(work: Callable[..., object], *args: object) -> Denied:
+    """The refusal that `work` must meet."""
+    try:
+        work(*args)
+    except Denied as refusal:
+        return refusal
+    raise StoryFailed("the story broke a promise: something stolen opened a door")
