@@ -1,0 +1,233 @@
+"""The command line as people and scripts use it, against a real network."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from e2e_files import ROOT, SAMPLES
+
+from client.fhir import tokens_equal
+from node.devnet import Supervisor
+
+BAD_BUNDLES = {
+    "not JSON": (b"hello", "JSON"),
+    "truncated": (SAMPLES[0].read_bytes()[:20_000], "cut off"),
+    "no bundle": (b'{"resourceType": "Patient"}', "Bundle"),
+    "duplicate keys": (b'{"resourceType": "Bundle", "type": "a", "type": "b", "entry": []}', "twice"),
+    "NaN": (b'{"resourceType": "Bundle", "total": NaN, "entry": []}', "NaN"),
+    "lone surrogate": (b'{"resourceType": "Bundle", "id": "\\ud800", "entry": []}', "surrogate"),
+    "too deep": (b'{"a":' * 100 + b"1" + b"}" * 100, "64"),
+    "no patient": (
+        b'{"resourceType":"Bundle","entry":[{"resource":{"resourceType":"Condition"}}]}',
+        "Patient",
+    ),
+    "two patients": (
+        b'{"resourceType":"Bundle","entry":['
+        + b",".join([b'{"resource":{"resourceType":"Patient"}}'] * 2)
+        + b"]}",
+        "Patient",
+    ),
+    "100 MB": (b" " * 100_000_000, "67108864"),
+}
+
+
+@pytest.fixture(scope="module")
+def people(
+    net: Supervisor, invite: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+) -> SimpleNamespace:
+    """Homes made by `diptych init`: a doctor, a patient, a researcher."""
+    import subprocess
+    import sys
+
+    folder = tmp_path_factory.mktemp("cli")
+    invites = {
+        "doctor": invite("doctor", ["org:st-mary"], 1),
+        "patient": invite("patient", [], 1),
+        "researcher": invite("user", ["role:researcher"], 1),
+    }
+    keys = {}
+    for name, invitation in invites.items():
+        words = ["-m", "client", "--home", folder / name, "-o", "json", "init", "--ces", "ed25519"]
+        words += ["--network", net.folder / "network.toml", "--invite", invitation]
+        done = subprocess.run(
+            [sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        keys[name] = json.loads(done.stdout)["key"]
+    return SimpleNamespace(folder=folder, keys=keys, invites=invites)
+
+
+@pytest.fixture
+def diptych(run: Callable, people: SimpleNamespace) -> Callable:
+    """`diptych("patient", "record", "list")` gives the parsed JSON; with `code`, the error document."""
+
+    def call(name: str, *words: object, code: int = 0):
+        done = run("-m", "client", "--home", people.folder / name, "-o", "json", *words, code=code)
+        return (
+            json.loads(done.stderr.strip().splitlines()[-1])
+            if code and not done.stdout
+            else json.loads(done.stdout)
+        )
+
+    return call
+
+
+@pytest.fixture
+def package(diptych: Callable, people: SimpleNamespace, tmp_path: Path) -> SimpleNamespace:
+    path = tmp_path / "record.diptych"
+    made = diptych(
+        "doctor", "record", "import", SAMPLES[0], "--patient", people.keys["patient"], "--out", path
+    )
+    return SimpleNamespace(path=path, record=made["record"], parts=made["parts"])
+
+
+def test_a_record_goes_from_the_doctor_to_the_researcher_by_commands_alone(
+    diptych: Callable, run: Callable, people: SimpleNamespace, package: SimpleNamespace, tmp_path: Path
+):
+    record = package.record
+    assert diptych("patient", "record", "store", package.path)["version"] == 1
+    assert [r["record"] for r in diptych("patient", "record", "list")].count(record) == 1
+    assert diptych("researcher", "record", "request", record)["decision"] == "allowed"
+    opened = diptych("researcher", "record", "open", record)
+    shared = {p["part"] for p in package.parts if p["access"] == "shared"}
+    assert {p["part"] for p in opened["opened"]} == shared == set(opened["parts"])
+
+    denied = diptych("researcher", "record", "request", record, "--chain", "storage", code=5)
+    assert (denied["decision"], denied["code"]) == ("denied", "policy-not-met")
+
+    before = diptych("patient", "record", "show", record)
+    moved = diptych("patient", "record", "move", record, "m8", "--to", "shared")
+    assert moved["version"] == 2
+    assert [p["ciphertext"] for p in moved["parts"]] == [p["ciphertext"] for p in before["parts"]]
+    diptych("researcher", "record", "request", record)
+    out = tmp_path / "study"
+    diptych("researcher", "record", "open", record, "--out", out)
+    assert {f.stem for f in out.iterdir()} == {*shared, "m8"}
+
+    changed = diptych(
+        "patient", "record", "policy", record, "shared=role:doctor", "private=role:doctor and org:st-mary"
+    )
+    assert changed["policies"] == {"private": "org:st-mary and role:doctor", "shared": "role:doctor"}
+    assert diptych("researcher", "record", "request", record, code=5)["code"] == "policy-not-met"
+
+    assert (
+        diptych("doctor", "record", "request", record, "--chain", "storage", "--purpose", "treatment")[
+            "decision"
+        ]
+        == "allowed"
+    )
+    bundle = tmp_path / "bundle.json"
+    run("-m", "client", "--home", people.folder / "doctor", "record", "export", record, "--out", bundle)
+    assert tokens_equal(bundle.read_bytes(), SAMPLES[0].read_bytes())
+    own = run("-m", "client", "--home", people.folder / "patient", "record", "export", record).stdout
+    assert tokens_equal(own.encode(), SAMPLES[0].read_bytes())
+
+    log = diptych("patient", "record", "log", record)
+    assert [e["decision"] for e in log].count("denied") == 2
+    seen = diptych("patient", "chain", "tx", log[0]["tx"], "--chain", log[0]["chain"])
+    assert seen["record"] == record
+    block = diptych("patient", "chain", "block", seen["height"], "--chain", log[0]["chain"])
+    assert seen["tx"] in {tx["tx"] for tx in block["txs"]}
+
+
+def test_chain_status_names_every_node_of_both_chains(diptych: Callable):
+    nodes = {s["node"] for s in diptych("patient", "chain", "status")}
+    assert nodes == {f"{kind}-{n}" for kind in ("storage", "sharing") for n in (1, 2, 3, 4)}
+
+
+def test_people_read_tables_and_help_has_examples(run: Callable, people: SimpleNamespace):
+    assert "storage-1" in run("-m", "client", "--home", people.folder / "patient", "chain", "status").stdout
+    assert "Example" in run("-m", "client", "record", "move", "--help").stdout
+    assert "Exit codes" in run("-m", "client", "--help").stdout
+
+
+@pytest.mark.parametrize("name", BAD_BUNDLES)
+def test_a_bad_bundle_is_refused_with_a_sentence_and_nothing_is_made(
+    diptych: Callable, people: SimpleNamespace, tmp_path: Path, name: str
+):
+    data, word = BAD_BUNDLES[name]
+    bad, out = tmp_path / "bad.json", tmp_path / "out.diptych"
+    bad.write_bytes(data)
+    error = diptych(
+        "doctor", "record", "import", bad, "--patient", people.keys["patient"], "--out", out, code=3
+    )
+    assert word in error["message"]
+    assert not out.exists()
+
+
+def test_a_gzip_bomb_is_refused(diptych: Callable, people: SimpleNamespace, tmp_path: Path):
+    bomb = tmp_path / "bomb.json.gz"
+    bomb.write_bytes(gzip.compress(bytes(100_000_000)))
+    assert diptych("doctor", "record", "import", bomb, "--patient", people.keys["patient"], code=3)
+
+
+def test_a_policy_that_does_not_parse_points_at_the_column_and_stores_nothing(
+    diptych: Callable, package: SimpleNamespace
+):
+    error = diptych(
+        "patient", "record", "store", package.path, "--policy", "shared=role:doctor andd role:nurse", code=3
+    )
+    assert "column 13" in error["message"]
+    assert diptych("patient", "record", "show", package.record)["version"] == 0
+
+
+def test_wrong_names_and_forged_packages_have_their_own_exit_codes(
+    diptych: Callable, people: SimpleNamespace, package: SimpleNamespace, tmp_path: Path
+):
+    diptych("patient", "record", "store", package.path)
+    assert (
+        "m8"
+        in diptych("patient", "record", "move", package.record, "m77", "--to", "shared", code=6)["message"]
+    )
+    assert diptych("patient", "record", "store", package.path, code=8)["error"] == "Conflict"
+    assert diptych("researcher", "record", "open", "00" * 16, code=6)["error"] == "NotFound"
+    assert diptych("patient", "record", "show", "xyz", code=3)["error"] == "Malformed"
+    assert diptych("nobody", "whoami", code=6)["error"] == "NotFound"
+    forged = tmp_path / "forged.diptych"
+    data = bytearray(package.path.read_bytes())
+    data[-1] ^= 1
+    forged.write_bytes(data)
+    assert diptych("patient", "record", "store", forged, code=4)["error"] == "Unauthentic"
+    assert diptych("researcher", "record", "store", package.path, code=4)["error"] == "Unauthentic"
+
+
+def test_an_invitation_works_once_and_only_for_the_key_that_used_it(
+    diptych: Callable, net: Supervisor, people: SimpleNamespace
+):
+    network = net.folder / "network.toml"
+    again = diptych("patient", "init", "--network", network, "--invite", people.invites["patient"])
+    assert again["key"] == people.keys["patient"]
+    other = diptych("other", "init", "--network", network, "--invite", people.invites["patient"], code=8)
+    assert "used by another key" in other["message"]
+
+
+def test_daemon_configs_are_validated_by_check(run: Callable, net: Supervisor, tmp_path: Path):
+    for name in ("storage-1", "cloud", "authority"):
+        command = name if name in ("cloud", "authority") else "node"
+        assert (
+            "is valid"
+            in run("run_node.py", command, "--config", net.folder / name / "config.toml", "--check").stderr
+        )
+    config = tmp_path / "config.toml"
+    config.write_text(
+        'network = "n.toml"\nkeys = "k"\ndata = "d"\nchain = "third"\nname = "x"\np2p_port = 99999\nhttp_port = 1'
+    )
+    refused = run("run_node.py", "node", "--config", config, "--check", code=1)
+    assert "chain" in refused.stderr
+    assert "p2p_port" in refused.stderr
+
+
+def test_the_example_scripts_run_one_a_role(run: Callable, net: Supervisor, tmp_path: Path):
+    def script(name: str, *words: object) -> str:
+        return run(f"client/examples/{name}.py", *words).stdout
+
+    config, network = net.folder / "authority" / "config.toml", net.folder / "network.toml"
+    script("authority", config, network, "doctor", tmp_path / "doctor", "org:st-mary")
+    patient = script("authority", config, network, "patient", tmp_path / "patient").strip()
+    script("authority", config, network, "user", tmp_path / "researcher", "role:researcher")
+    package = tmp_path / "r.diptych"
+    record = script("doctor", tmp_path / "doctor", patient, SAMPLES[1], package).strip()
+    assert "version 2" in script("patient", tmp_path / "patient", package)
+    assert "Observation" in script("researcher", tmp_path / "researcher", record)

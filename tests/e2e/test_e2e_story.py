@@ -1,0 +1,50 @@
+"""The README's story, over real processes, on every bundle there is."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from e2e_files import BUNDLES, SAMPLES
+from rich.console import Console
+
+from client.fhir import load_bundle, tokens_equal
+from client.story import Story
+from node.devnet import Supervisor
+
+
+@pytest.fixture(scope="module")
+def story(net: Supervisor, invite: Callable[..., str]) -> Iterator[Story]:
+    with Story(net.folder / "network.toml", net, invite, Console(file=io.StringIO())) as story:
+        story.enrol()
+        yield story
+
+
+@pytest.mark.parametrize("bundle", [*BUNDLES, SAMPLES[0]], ids=lambda path: path.name[:12])
+def test_the_story_holds_and_the_bundle_comes_back_token_for_token(story: Story, bundle: Path):
+    data = load_bundle(bundle)
+    outcome = story.tell(data, kill=False)
+    assert tokens_equal(outcome.exported, data)
+    assert [receipt.code for _, receipt in outcome.log].count("policy-not-met") == 3
+
+
+def test_the_story_holds_under_the_papers_own_profile(story: Story):
+    story.tell(load_bundle(SAMPLES[1]), profile="paper", kill=False)
+
+
+def test_the_story_goes_on_when_the_leader_of_each_chain_is_killed(story: Story, whole_net: Supervisor):
+    story.tell(load_bundle(SAMPLES[2]))
+
+
+def test_the_demo_command_tells_the_story_of_a_given_file(run: Callable):
+    told = run("run_node.py", "demo", SAMPLES[0]).stdout
+    assert "The story is told" in told
+    assert "killed storage-1" in told
+
+
+def test_the_demo_command_refuses_a_bad_file_before_it_starts_anything(run: Callable, tmp_path: Path):
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"resourceType": "Bundle", "entry": []')
+    refused = run("run_node.py", "demo", bad, code=1)
+    assert "error:" in refused.stderr
+    assert "Starting the network" not in refused.stdout
