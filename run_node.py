@@ -25,7 +25,7 @@ from rich.table import Table
 
 from configs.files import load_network, passphrase_from, read_key
 from configs.logs import configure
-from configs.settings import AuthoritySettings, CloudSettings, NodeSettings, Settings
+from configs.settings import AuthoritySettings, CloudSettings, NetworkSettings, NodeSettings, Settings
 from crypto.errors import Conflict, DiptychError, Malformed
 
 S = TypeVar("S", bound=Settings)
@@ -42,6 +42,12 @@ ConfigFile = Annotated[
 Check = Annotated[bool, typer.Option("--check", help="Validate config, keys and network files, then exit.")]
 HttpPort = Annotated[int | None, typer.Option(help="Override http_port of the config.")]
 Folder = Annotated[Path, typer.Option("--dir", help="Where the network's keys, configs and data live.")]
+Shape = Annotated[Path, typer.Option("--config", help="TOML file with the shape of a new network.")]
+Quorum = Annotated[
+    Literal["bft", "majority"] | None,
+    typer.Option(help="Override the quorum: more than 2/3, or more than 1/2."),
+]
+DEFAULT_SHAPE = bootstrap.ROOT / "configs" / "devnet.toml"
 console = Console(stderr=True)
 
 
@@ -177,14 +183,14 @@ def invite(
 @app.command()
 def devnet(
     folder: Folder = Path("devnet"),
-    storage: Annotated[int, typer.Option(min=1, max=32, help="Nodes of the storage chain.")] = 4,
-    sharing: Annotated[int, typer.Option(min=1, max=32, help="Nodes of the sharing chain.")] = 4,
-    mode: Annotated[
-        Literal["bft", "majority"], typer.Option(help="Quorum: more than 2/3, or more than 1/2.")
-    ] = "bft",
+    config: Shape = DEFAULT_SHAPE,
+    storage: Annotated[int | None, typer.Option(help="Override the number of storage nodes.")] = None,
+    sharing: Annotated[int | None, typer.Option(help="Override the number of sharing nodes.")] = None,
+    mode: Quorum = None,
     only_make: Annotated[
         bool, typer.Option("--only-make", help="Write the files and do not start anything.")
     ] = False,
+    check: Check = False,
 ) -> None:
     """Make a network on this host (once) and run all of its daemons until Ctrl-C.
 
@@ -193,8 +199,11 @@ def devnet(
     from node.devnet import Supervisor, make
 
     folder = folder.absolute()
+    shape = NetworkSettings.load(config, storage=storage, sharing=sharing, mode=mode)
+    if check:
+        return _checked(config)
     if not (folder / "network.toml").exists():
-        make(folder, storage, sharing, mode)
+        make(folder, shape)
         console.print(f"made a network in {folder}")
     elif only_make:
         raise Conflict(f"{folder} holds a network already; choose another folder")
@@ -229,9 +238,8 @@ def demo(
         Path | None,
         typer.Option("--dir", help="Keep the network here; by default in a folder that is removed."),
     ] = None,
-    mode: Annotated[
-        Literal["bft", "majority"], typer.Option(help="Quorum: more than 2/3, or more than 1/2.")
-    ] = "bft",
+    config: Shape = DEFAULT_SHAPE,
+    mode: Quorum = None,
 ) -> None:
     """Bring up a network and tell the whole story with one record, step by step.
 
@@ -245,7 +253,7 @@ def demo(
 
     with tempfile.TemporaryDirectory(prefix="diptych-demo-") as temporary:
         where = (folder or Path(temporary)).absolute()
-        make(where, mode=mode)
+        make(where, NetworkSettings.load(config, mode=mode))
         with Supervisor(where) as supervisor:
             settings, _ = _load(AuthoritySettings, where / "authority" / "config.toml", None)
             tell(where, bundle, supervisor, Authority.open(settings, None).invite)
@@ -259,6 +267,15 @@ def test(context: typer.Context) -> None:
     """
     done = subprocess.run([sys.executable, "-m", "pytest", *context.args], cwd=bootstrap.ROOT, check=False)  # noqa: S603
     raise typer.Exit(done.returncode)
+
+
+@app.command()
+def check() -> None:
+    """Check format, lint and types of the source."""
+    for words in (["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"]):
+        done = subprocess.run([sys.executable, "-m", *words], cwd=bootstrap.ROOT, check=False)  # noqa: S603
+        if done.returncode:
+            raise typer.Exit(done.returncode)
 
 
 def _checked(config: Path) -> None:

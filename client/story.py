@@ -21,6 +21,7 @@ from client.home import Home
 from client.patient import PRIVATE, Patient, StoredRecord, envelope_context
 from client.reader import OpenedRecord, Reader
 from client.session import KINDS, Session
+from configs.files import load_network
 from crypto import ces
 from crypto.codec import encode
 from crypto.errors import Denied, DiptychError
@@ -326,12 +327,12 @@ def tell(folder: Path, bundle: Path | None, control: Control, invite: Inviter) -
     data = load_bundle(bundle or SAMPLE)
     read_bundle(data)  # a bad file is refused before anything is started
     started = time.monotonic()
-    console.print(
-        "[bold]Starting the network: four storage nodes, four sharing nodes, a cloud, an authority[/bold]"
-    )
+    network, _ = load_network(folder / "network.toml")
+    counts = [f"{len(chain.nodes)} {kind} nodes" for kind, chain in network.chains.items()]
+    console.print(f"[bold]Starting the network: {', '.join(counts)}, a cloud, an authority[/bold]")
     control.start()
     control.wait_ready()
-    console.print(f"   ten processes ready  [cyan]{time.monotonic() - started:.1f} s[/cyan]")
+    console.print(f"   all processes ready  [cyan]{time.monotonic() - started:.1f} s[/cyan]")
     with Story(folder / "network.toml", control, invite, console) as story:
         story.enrol()
         story.tell(data)

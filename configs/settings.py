@@ -1,4 +1,4 @@
-"""The settings of each daemon. A value comes from a flag, else the environment (`DIPTYCH_…`), else the TOML file, else its default.
+"""The settings of each daemon and of a new network. A value comes from a flag, else the environment (`DIPTYCH_…`), else the TOML file, else its default.
 
 Paths in a TOML file are relative to that file.
 """
@@ -17,26 +17,13 @@ from pydantic_settings import (
 
 from configs.files import read_text
 from crypto.errors import Malformed
+from protocol.quorum import Mode
 
 
-class Settings(BaseSettings):
-    """Common to all daemons: the listening HTTP address, the network file, the folders of keys and data."""
+class Layered(BaseSettings):
+    """Values from flags, environment and a TOML file, in this order."""
 
     model_config = SettingsConfigDict(env_prefix="DIPTYCH_", extra="forbid", frozen=True)
-
-    network: Path
-    keys: Path
-    data: Path
-    http_host: str = "127.0.0.1"
-    http_port: int = Field(ge=0, le=65535)
-    passphrase_command: str | None = None
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
-    log_json: bool = False
-
-    @field_validator("network", "keys", "data")
-    @classmethod
-    def _expanded(cls, path: Path) -> Path:
-        return path.expanduser().absolute()
 
     @classmethod
     def load(cls, path: Path, **flags: Any) -> Self:
@@ -83,6 +70,24 @@ class _RelativePaths(TomlConfigSettingsSource):
         }
 
 
+class Settings(Layered):
+    """Common to all daemons: the listening HTTP address, the network file, the folders of keys and data."""
+
+    network: Path
+    keys: Path
+    data: Path
+    http_host: str = "127.0.0.1"
+    http_port: int = Field(ge=0, le=65535)
+    passphrase_command: str | None = None
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    log_json: bool = False
+
+    @field_validator("network", "keys", "data")
+    @classmethod
+    def _expanded(cls, path: Path) -> Path:
+        return path.expanduser().absolute()
+
+
 class NodeSettings(Settings):
     """One consensus node: `chain` is storage or sharing, `name` its member name in that chain's genesis."""
 
@@ -103,3 +108,13 @@ class AuthoritySettings(Settings):
     """The attribute authority: how long its credentials last."""
 
     credential_days: int = Field(365, ge=1, le=3650)
+
+
+class NetworkSettings(Layered):
+    """The shape of a new network: how many nodes a chain, which quorum, how patient."""
+
+    storage: int = Field(4, ge=1, le=32)
+    sharing: int = Field(4, ge=1, le=32)
+    mode: Mode = "bft"
+    base_timeout_ms: int = Field(1000, ge=50, le=60_000)
+    term_length: int = Field(64, ge=1, le=1024)

@@ -19,6 +19,7 @@ import httpx2
 import tomli_w
 
 from configs.files import load_network, write, write_key
+from configs.settings import NetworkSettings
 from crypto.errors import Conflict, Unavailable
 from crypto.fabeo import MasterKey
 from crypto.seal import SealKey
@@ -27,7 +28,6 @@ from node.p2p import identity_of
 from protocol import genesis, network
 from protocol.genesis import Genesis, Member
 from protocol.network import ChainAddresses, Network, NodeAddress, Service
-from protocol.quorum import Mode
 
 RUN_NODE = Path(__file__).resolve().parent.parent / "run_node.py"
 
@@ -41,18 +41,16 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     return ports
 
 
-def make(
-    folder: Path, storage: int = 4, sharing: int = 4, mode: Mode = "bft", timeout_ms: int = 1000
-) -> None:
+def make(folder: Path, shape: NetworkSettings) -> None:
     """Write keys, genesis files, the network file and a config per daemon into `folder`, which must not hold a network yet."""
     if (folder / "network.toml").exists():
         raise Conflict(f"{folder} holds a network already; run it, or choose another folder")
-    ports: Iterator[int] = iter(free_ports(2 * (storage + sharing) + 2))
+    ports: Iterator[int] = iter(free_ports(2 * (shape.storage + shape.sharing) + 2))
     authority, cloud = SigningKey.generate(), SigningKey.generate()
     chains: dict[Any, ChainAddresses] = {}
     suffix = secrets.token_hex(4)
     configs: dict[str, dict[str, Any]] = {}
-    for kind, count in (("storage", storage), ("sharing", sharing)):
+    for kind, count in (("storage", shape.storage), ("sharing", shape.sharing)):
         index_secret = secrets.token_bytes(32)
         members, addresses = [], {}
         for number in range(1, count + 1):
@@ -69,12 +67,13 @@ def make(
         chain = Genesis(
             f"diptych/1/{kind}/{suffix}",
             kind,  # type: ignore[arg-type]
-            mode,
+            shape.mode,
             tuple(members),
             authority.public,
             SealKey(index_secret).public,
             time.time_ns() // 1_000_000,
-            base_timeout_ms=timeout_ms,
+            base_timeout_ms=shape.base_timeout_ms,
+            term_length=shape.term_length,
         )
         write(folder / f"genesis-{kind}.toml", genesis.to_toml(chain).encode(), mode=0o644)
         chains[kind] = ChainAddresses(f"genesis-{kind}.toml", chain.hash.hex(), addresses)

@@ -1,6 +1,6 @@
 """A patient stores a package, shares the medical history, and prints who has asked for the record.
 
-    python client/examples/patient.py HOME PACKAGE
+python client/examples/patient.py HOME PACKAGE
 """
 
 import sys

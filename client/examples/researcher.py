@@ -1,6 +1,6 @@
 """A data user requests the shared part of a record and prints what kinds of resources it holds.
 
-    python client/examples/researcher.py HOME RECORD
+python client/examples/researcher.py HOME RECORD
 """
 
 import json
@@ -19,6 +19,8 @@ with Session(Home(Path(home))) as session:
     if not receipt.ok:
         sys.exit(f"denied: {receipt.reason}")
     opened = reader.open(record, "sharing")
-kinds = Counter(e["resource"]["resourceType"] for p in opened.parts.values() for e in json.loads(p).get("entries", []))
+kinds = Counter(
+    e["resource"]["resourceType"] for p in opened.parts.values() for e in json.loads(p).get("entries", [])
+)
 print(f"verified {len(opened.parts)} parts: {', '.join(opened.parts)}")
 print(", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())))

@@ -11,7 +11,7 @@ from client.authority import Authority
 from client.fhir import load_bundle
 from client.home import Home
 from client.session import Session
-from configs.settings import AuthoritySettings
+from configs.settings import AuthoritySettings, NetworkSettings
 from crypto.ces import ED25519
 from node.devnet import Supervisor, make
 from protocol.identity import Role
@@ -20,7 +20,7 @@ from protocol.identity import Role
 @pytest.fixture(scope="session")
 def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]:
     folder = tmp_path_factory.mktemp("network")
-    make(folder)
+    make(folder, NetworkSettings())
     with Supervisor(folder) as supervisor:
         supervisor.start()
         supervisor.wait_ready()

@@ -1,6 +1,7 @@
 """kill -9 of any one process, lying disks and stolen things: nothing acknowledged is lost, nothing false is believed."""
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from client.reader import Reader
 from client.session import KINDS, Session
 from crypto.codec import encode
 from crypto.errors import Denied, Unauthentic, Unavailable
+from crypto.sign import SigningKey
 from node.devnet import Supervisor
 from protocol.tx import Request, Tx
 
@@ -67,8 +69,9 @@ def test_killing_any_one_node_of_each_chain_in_mid_run_loses_nothing_acknowledge
     for kind in KINDS:
         chain = world.patient.chains[kind]
         for url in list(chain._urls):
-            answer = httpx2.get(f"{url}/v1/record/{record.hex()}", trust_env=False).json()
+            answer, deadline = {}, time.monotonic() + 30
             while answer.get("version") != 1:  # a node that was away catches up by itself
+                assert time.monotonic() < deadline
                 answer = httpx2.get(f"{url}/v1/record/{record.hex()}", trust_env=False).json()
 
 
@@ -167,8 +170,6 @@ def test_a_tampered_transaction_and_one_of_an_uncertified_key_are_refused(world:
     tx = make_tx(world.researcher, sharing, bytes(16))
     forged = msgspec.structs.replace(tx, signature=bytes(64))
     assert post(world.researcher, encode(forged)).status_code == 401
-    from crypto.sign import SigningKey
-
     nobody = Tx.make(
         sharing, SigningKey.generate(), os.urandom(16), now_ms() + 60_000, Request(bytes(16), "research")
     )
