@@ -172,7 +172,23 @@ class Story:
         _expect(set(opened.parts) == set(stored.header.labels), "the colleague opens every part")
         _expect(tokens_equal(opened.bundle(), bundle), "the bundle comes back token for token")
         self._say(f"all {len(opened.parts)} parts; the exported bundle equals the doctor's, token for token")
+        self._show_sizes(record)
         return opened
+
+    def _show_sizes(self, record: bytes) -> None:
+        """What the cloud holds of a record, as a reader of the whole sees it."""
+        colleague = self._people["colleague"]
+        granted = self._ask("colleague", record, "storage", "treatment")
+        index, ticket = colleague.chains["storage"].release(granted.tx, colleague.home.seal)
+        head, envelopes, _ = colleague.cloud.fetch(index, ticket, colleague.home.sign)
+        self._say(
+            f"in the cloud: view {len(encode(head.view))} bytes, index entry {len(encode(index))}, ticket {len(encode(ticket))}"
+        )
+        for envelope, data in zip(envelopes, head.envelopes, strict=True):
+            self._say(
+                f"  envelope {envelope.access_class}: {len(data):,} bytes, of which CP-ABE header {len(envelope.header)}, "
+                f"extracted signature {len(envelope.extract)}, {len(envelope.parts)} wrapped keys"
+            )
 
     def _stranger_is_refused(self, record: bytes, stored: StoredRecord) -> None:
         self._title(
