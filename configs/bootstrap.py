@@ -42,8 +42,29 @@ def _install(lock_hash: str) -> None:
     python = str(VENV / "bin" / "python")
     steps = [
         [sys.executable, "-m", "venv", str(VENV)],
-        [python, "-m", "pip", "install", "-q", "--require-hashes", "-r", str(LOCK)],
-        [python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "-e", str(ROOT)],
+        [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            "--require-hashes",
+            "-r",
+            str(LOCK),
+        ],
+        [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--no-build-isolation",
+            "-e",
+            str(ROOT),
+        ],
     ]
     for step in steps:
         if step[1:3] == ["-m", "venv"] and Path(python).exists():

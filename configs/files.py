@@ -74,7 +74,10 @@ def passphrase_from(command: str | None) -> bytes | None:
     """What the operator's passphrase command prints, without the line end; None without a command."""
     if not command:
         return None
-    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, timeout=60, check=False)  # noqa: S603
+    try:
+        done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, timeout=60, check=False)  # noqa: S603
+    except subprocess.TimeoutExpired:
+        raise Denied("the passphrase command did not end within 60 s; run it by hand to see why") from None
     if done.returncode != 0 or not done.stdout.strip():
         raise Denied(
             f"the passphrase command failed with exit code {done.returncode}; run it by hand to see why"

@@ -31,7 +31,7 @@ class Layered(BaseSettings):
         text = read_text(path)
         try:
             tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise Malformed(f"{path} is not valid TOML: {error}") from None
 
         class FromFile(cls):  # type: ignore[valid-type,misc]
@@ -65,7 +65,9 @@ class _RelativePaths(TomlConfigSettingsSource):
     def __call__(self) -> dict[str, Any]:
         values = super().__call__()
         return {
-            k: self._folder / v if k in ("network", "keys", "data") and isinstance(v, str) else v
+            k: self._folder / Path(v).expanduser()
+            if k in ("network", "keys", "data") and isinstance(v, str)
+            else v
             for k, v in values.items()
         }
 
