@@ -85,8 +85,7 @@ class ChainClient:
             refusals: list[Denied] = []
             for url in list(self._urls):
                 try:
-                    self._post_tx(url, raw)
-                    return self._wait(url, tx.id, min(5.0, max(0.5, deadline - time.monotonic())))
+                    return self._post_tx(url, tx.id, raw, min(5.0, max(0.5, deadline - time.monotonic())))
                 except Denied as error:
                     refusals.append(
                         error
@@ -102,17 +101,16 @@ class ChainClient:
             + (f" (last answer: {trouble})" if trouble else "; check that a quorum of nodes is running")
         )
 
-    def _post_tx(self, url: str, raw: bytes) -> None:
+    def _post_tx(self, url: str, tx_id: bytes, raw: bytes, seconds: float) -> Receipt:
+        """The receipt, if the transaction is final at this node within `seconds`; `NotFound` otherwise."""
+        wait = {"wait": f"{seconds:.1f}"}
         try:
-            checked(self._http.post(f"{url}/v1/tx", content=raw))
-        except Conflict:
-            return  # final already: an earlier attempt went through
-
-    def _wait(self, url: str, tx_id: bytes, seconds: float) -> Receipt:
-        answer = checked(
-            self._http.get(f"{url}/v1/tx/{tx_id.hex()}", params={"wait": f"{seconds:.1f}"})
-        ).json()
-        receipt = decode_receipt(_encoded(answer))
+            response = checked(self._http.post(f"{url}/v1/tx", content=raw, params=wait))
+        except Conflict:  # final already: an earlier attempt went through
+            response = checked(self._http.get(f"{url}/v1/tx/{tx_id.hex()}", params=wait))
+        if response.status_code == 202:
+            raise NotFound("the transaction is not final yet")
+        receipt = decode_receipt(_encoded(response.json()))
         if receipt.tx != tx_id:
             raise Unauthentic("a node answered with the receipt of another transaction")
         return receipt

@@ -18,6 +18,7 @@ from crypto.codec import encode
 from crypto.errors import Malformed, NotFound
 from node.daemon import Node
 from protocol.block import MAX_TX
+from protocol.contract import Receipt
 from protocol.tx import decode_tx
 
 MAX_WAIT_S = 30.0
@@ -97,22 +98,25 @@ class _Api:
         raw = await read_body(request, MAX_TX)
         await self._node.check_sender(decode_tx(raw).body.sender)
         entry = self._node.submit(raw)
-        return JSONResponse({"tx": entry.id.hex()}, 202)
+        wait = _wait(request)
+        receipt = await self._node.receipt(entry.id, wait) if wait else None
+        return _receipt(receipt) if receipt else JSONResponse({"tx": entry.id.hex()}, 202)
 
     async def tx(self, request: Request) -> Response:
-        tx_id = _hex(request, "tx", 32)
-        try:
-            wait = min(float(request.query_params.get("wait", "0")), MAX_WAIT_S)
-        except ValueError:
-            raise Malformed("wait must be a number of seconds") from None
-        receipt = await self._node.receipt(tx_id, wait)
+        receipt = await self._node.receipt(_hex(request, "tx", 32), _wait(request))
         if receipt is None:
             raise NotFound("no final transaction with this id is known here yet; ask again later")
-        return JSONResponse({**hexed(receipt), "encoded": encode(receipt).hex()})
+        return _receipt(receipt)
 
     async def block(self, request: Request) -> Response:
         text = request.path_params["height"]
-        height = self._node.core.tip.height if text == "latest" else int(text) if text.isdecimal() else -1
+        height = (
+            self._node.core.tip.height
+            if text == "latest"
+            else int(text)
+            if text.isdecimal() and len(text) < 20
+            else -1
+        )
         if not 0 < height < 2**63:
             raise Malformed("a block is named by its height, from 1, or by 'latest'")
         block = await self._node.block_at(height)
@@ -145,6 +149,21 @@ class _Api:
     async def release(self, request: Request) -> Response:
         release = await self._node.release(_hex(request, "tx", 32))
         return Response(encode(release), media_type="application/msgpack")
+
+
+def _wait(request: Request) -> float:
+    """The seconds that the client lets us wait."""
+    try:
+        wait = float(request.query_params.get("wait", "0"))
+    except ValueError:
+        wait = -1.0
+    if not wait >= 0:  # NaN too: it would upset the order of the event loop's timers
+        raise Malformed("wait must be a number of seconds, 0 or more")
+    return min(wait, MAX_WAIT_S)
+
+
+def _receipt(receipt: Receipt) -> Response:
+    return JSONResponse({**hexed(receipt), "encoded": encode(receipt).hex()})
 
 
 def _hex(request: Request, name: str, size: int) -> bytes:

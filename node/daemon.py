@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from crypto.codec import Decoder, encode
-from crypto.errors import Denied, DiptychError, NotFound, Unavailable
+from crypto.errors import Conflict, Denied, DiptychError, NotFound, Unavailable
 from crypto.seal import SealKey, seal
 from crypto.sign import SigningKey
 from node.ledger import Ledger
@@ -40,7 +40,8 @@ T = TypeVar("T")
 TxBatch = Annotated[tuple[bytes, ...], msgspec.Meta(max_length=4096)]
 decode_batch = Decoder[tuple[bytes, ...]](TxBatch, "a batch of transactions", MAX_BODY[Chan.TX])
 
-INBOX_EVENTS = 20_000
+INBOX_BYTES, FRAME_BYTES = 16 << 20, 512
+"""What one peer may have waiting here, each frame counted with an overhead: a flood costs its sender's share, no one else's."""
 GOSSIP_DELAY = 0.02
 REGOSSIP_PERIOD, REGOSSIP_COUNT = 1.0, 200
 MAX_WAITERS = 20_000
@@ -65,12 +66,14 @@ class Node:
         self.core = Core(committee, key, self.mempool, restored, time.monotonic(), wall_ms())
         self.alarm: str | None = None
         self.refused: Counter[str] = Counter()
-        self.evidence: list[Evidence] = []
+        self.evidence: list[Evidence] = self._store.evidence()
         self.executed_height, self.receipts_root = self._ledger.head()
         self._inbox: deque[Received] = deque()
+        self._inbox_bytes: Counter[str] = Counter()
         self._wake = asyncio.Event()
         self._submitted = False
         self._outbox: list[bytes] = []
+        self._has_outbox = asyncio.Event()
         self._final: asyncio.Queue[list[Block]] = asyncio.Queue()
         self._waiters: dict[bytes, list[asyncio.Future[Receipt]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -116,10 +119,13 @@ class Node:
         """Take a client's transaction in and spread it; raises `DiptychError` saying why not."""
         if self.core.halted or self.alarm:
             raise Unavailable(f"this node takes no transactions now: {self.core.halted or self.alarm}")
+        before = len(self.mempool)
         entry = self.mempool.add(raw, wall_ms())
-        self._outbox.append(raw)
-        self._submitted = True
-        self._wake.set()
+        if len(self.mempool) > before:
+            self._outbox.append(raw)
+            self._has_outbox.set()
+            self._submitted = True
+            self._wake.set()
         return entry
 
     async def check_sender(self, sender: bytes) -> None:
@@ -189,8 +195,10 @@ class Node:
 
     def _on_event(self, event: Event) -> None:
         match event:
-            case Received():
-                if len(self._inbox) < INBOX_EVENTS:
+            case Received(src, _, body):
+                cost = len(body) + FRAME_BYTES
+                if self._inbox_bytes[src] + cost <= INBOX_BYTES:
+                    self._inbox_bytes[src] += cost
                     self._inbox.append(event)
                 else:
                     self.refused["inbox full"] += 1
@@ -216,7 +224,10 @@ class Node:
                 core.tick(time.monotonic(), wall_ms())
             effects = core.take_effects()
             if any(not isinstance(e, Send | ServeChain) for e in effects):
-                await self._persist(effects)
+                await self._until_written(
+                    "journal",
+                    lambda: self._in_journal(lambda: self._store.apply(effects)),  # noqa: B023
+                )
             for effect in effects:
                 await self._carry_out(effect)
 
@@ -230,6 +241,7 @@ class Node:
 
     def _take(self, event: Received) -> None:
         """One frame of a member, validated; what does not hold is counted against its name and dropped."""
+        self._inbox_bytes[event.src] -= len(event.body) + FRAME_BYTES
         try:
             if event.chan is Chan.TX:
                 for raw in decode_batch(event.body):
@@ -255,21 +267,24 @@ class Node:
         if self.refused[src].bit_count() == 1:  # log the 1st, 2nd, 4th, 8th …
             self._log.warning("refused a message", peer=src, times=self.refused[src], why=str(error))
 
-    async def _persist(self, effects: list[Effect]) -> None:
-        """Write the step's durable effects; on a failing disk, raise the alarm and try again until it works."""
+    async def _until_written(self, what: str, write: Callable[[], Awaitable[T]]) -> T:
+        """What `write` returns; on a failing disk, raise the alarm and try again until it works."""
+        has_failed = False
         while True:
             try:
-                await self._in_journal(lambda: self._store.apply(effects))
+                written = await write()
                 break
             except sqlite3.OperationalError as error:
+                has_failed = True
                 self.alarm = (
-                    f"the journal cannot be written ({error}); free the disk, the node goes on by itself"
+                    f"the {what} cannot be written ({error}); free the disk, the node goes on by itself"
                 )
-                self._log.error("journal", alarm=self.alarm)
+                self._log.error("disk", alarm=self.alarm)
                 await asyncio.sleep(1)
-        if self.alarm:
-            self._log.info("journal works again")
+        if has_failed:
+            self._log.info("the disk works again", file=what)
             self.alarm = None
+        return written
 
     async def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -295,7 +310,9 @@ class Node:
             chan = Chan.VOTE
         else:
             chan = Chan.SYNC
-        if to is None:
+        if len(body) > MAX_BODY[chan]:
+            self._log.error("a message is too large to send", kind=type(message).__name__, size=len(body))
+        elif to is None:
             self.net.broadcast(chan, body)
         else:
             self.net.send(self._names[to], chan, body)
@@ -306,8 +323,10 @@ class Node:
             blocks = await self._final.get()
             while not self._final.empty():
                 blocks += self._final.get_nowait()
-            receipts = await self._in_ledger(lambda: self._ledger.execute(blocks))  # noqa: B023
-            self.executed_height, self.receipts_root = await self._in_ledger(self._ledger.head)
+            receipts, (self.executed_height, self.receipts_root) = await self._until_written(
+                "ledger",
+                lambda: self._in_ledger(lambda: (self._ledger.execute(blocks), self._ledger.head())),  # noqa: B023
+            )
             for receipt in receipts:
                 for waiter in self._waiters.pop(receipt.tx, []):
                     if not waiter.done():
@@ -320,16 +339,21 @@ class Node:
             heights = range(first, min(first + 200, self.core.tip.height + 1))
             found = await self._in_journal(lambda: [self._store.block_at(h) for h in heights])  # noqa: B023
             blocks = [f[0] for f in found if f]
+            if not blocks or blocks[0].header.height != first:
+                raise Conflict(
+                    f"the journal lacks the block at height {first}: its files are damaged; check the disk"
+                )
             await self._in_ledger(lambda: self._ledger.execute(blocks))  # noqa: B023
             self.executed_height, self.receipts_root = await self._in_ledger(self._ledger.head)
 
     async def _gossip(self) -> None:
-        """Spread clients' transactions in batches of one frame."""
+        """Spread clients' transactions: the first at once, what comes within `GOSSIP_DELAY` after it in batches."""
         while True:
+            await self._has_outbox.wait()
+            self._has_outbox.clear()
+            outbox, self._outbox = self._outbox, []
+            self._spread(outbox)
             await asyncio.sleep(GOSSIP_DELAY)
-            if self._outbox:
-                outbox, self._outbox = self._outbox, []
-                self._spread(outbox)
 
     async def _regossip(self) -> None:
         """Tell peers again what has waited long: a peer may have missed it."""

@@ -1,7 +1,7 @@
 """The executed side of one node: contract state and receipts, in a SQLite file of its own.
 
-A block is executed in one transaction with its receipts and its height, after it is final in the journal; after a crash, execution goes
-on from the height it had reached. One thread at a time.
+A block is executed in one transaction with its receipts and its height, after it is final in the journal. After a crash, or a power cut
+that undid the last transactions, execution goes on from the height it had reached. One thread at a time.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS executed (height INTEGER PRIMARY KEY, root BLOB NOT N
 
 class Ledger:
     def __init__(self, folder: Path, genesis: Genesis) -> None:
-        self._db = connect(folder / "ledger.db")
+        self._db = connect(folder / "ledger.db", "NORMAL")
         self._db.executescript(_SCHEMA)
         self._genesis = genesis
 

@@ -9,6 +9,7 @@ import os
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from crypto.codec import encode
 from crypto.errors import Conflict
@@ -25,6 +26,7 @@ from protocol.block import (
 from protocol.core import (
     Effect,
     Finalized,
+    Halted,
     Record,
     Restored,
     SaveBlock,
@@ -33,6 +35,7 @@ from protocol.core import (
     Tip,
     genesis_tip,
 )
+from protocol.evidence import Evidence, decode_evidence
 from protocol.mempool import Pending
 from protocol.tx import MAX_LIFETIME_MS, decode_tx
 
@@ -50,11 +53,12 @@ CREATE INDEX IF NOT EXISTS blocks_by_view ON blocks (view);
 """
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection that may be used from any one thread at a time; durable after each commit."""
+def connect(path: Path, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> sqlite3.Connection:
+    """A connection that may be used from any one thread at a time. FULL: durable after each commit; NORMAL: a power cut may
+    undo the last commits, never a part of one."""
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     db.execute("PRAGMA journal_mode=WAL")
-    db.execute("PRAGMA synchronous=FULL")
+    db.execute(f"PRAGMA synchronous={synchronous}")
     return db
 
 
@@ -111,6 +115,8 @@ class Store:
                         self._finalize([b for b, _ in blocks], cert)
                     case Record(evidence):
                         db.execute("INSERT OR IGNORE INTO evidence VALUES (?)", (encode(evidence),))
+                    case Halted(reason):
+                        db.execute("INSERT OR REPLACE INTO meta VALUES ('halted', ?)", (reason.encode(),))
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
@@ -155,13 +161,19 @@ class Store:
         )
         final = [Pending(raw, decode_tx(raw)) for (data,) in recent for raw in decode_block(data).txs]
         votes = [decode_vote(d) for (d,) in db.execute("SELECT data FROM votes")]
+        halted = db.execute("SELECT value FROM meta WHERE name = 'halted'").fetchone()
         return Restored(
             tip,
             [decode_block(d) for (d,) in blocks],
             certificates,
             votes,
             [p for p in final if p.expires_ms > tip.time_ms],
+            halted[0].decode() if halted else None,
         )
+
+    def evidence(self) -> list[Evidence]:
+        """All pairs of contradicting votes ever recorded here."""
+        return [decode_evidence(data) for (data,) in self._db.execute("SELECT data FROM evidence")]
 
     def block_at(self, height: int) -> tuple[Block, Certificate | None] | None:
         """The final block at `height` and, if it has one of its own, its finalization."""

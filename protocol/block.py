@@ -60,7 +60,7 @@ class Certificate(Wire, frozen=True):
     kind: Kind
     view: UInt
     block: Bytes32 | None
-    signers: UInt
+    signers: Annotated[int, msgspec.Meta(ge=0)]
     signatures: Annotated[tuple[Bytes64, ...], msgspec.Meta(max_length=MAX_MEMBERS)]
 
 
@@ -167,31 +167,37 @@ class Committee:
         first, signers = chosen[0], sum(1 << v.signer for v in chosen)
         return Certificate(first.kind, first.view, first.block, signers, tuple(v.signature for v in chosen))
 
-    def is_valid_certificate(self, cert: Certificate) -> bool:
-        """Exactly a quorum of distinct members, each with a valid signature of their own (I6)."""
+    def votes_of(self, cert: Certificate) -> list[Vote]:
+        """The votes in a certificate that has a quorum of them; otherwise none."""
         signers = [i for i in range(cert.signers.bit_length()) if cert.signers >> i & 1]
         if len(signers) != self.quorum or len(cert.signatures) != self.quorum:
-            return False
-        votes = zip(signers, cert.signatures, strict=True)
-        return all(self.is_valid_vote(Vote(cert.kind, cert.view, cert.block, s, sig)) for s, sig in votes)
+            return []
+        pairs = zip(signers, cert.signatures, strict=True)
+        return [Vote(cert.kind, cert.view, cert.block, signer, signature) for signer, signature in pairs]
+
+    def is_valid_certificate(self, cert: Certificate) -> bool:
+        """Exactly a quorum of distinct members, each with a valid signature of their own (I6)."""
+        votes = self.votes_of(cert)
+        return bool(votes) and all(map(self.is_valid_vote, votes))
+
+    def _skipped_terms(self, parent_view: int, view: int) -> range:
+        """The terms touched by the views strictly between; a range, as a liar may name views 2^60 apart."""
+        return (
+            range(self.term(parent_view + 1), self.term(view - 1) + 1) if view - parent_view > 1 else range(0)
+        )
 
     def covering_terms(self, parent_view: int, view: int) -> list[tuple[int, int]]:
         """For each term touched by the views strictly between: (term, first skipped view)."""
-        if view - parent_view <= 1:
-            return []
-        first, last = self.term(parent_view + 1), self.term(view - 1)
-        return [(t, max(parent_view + 1, self.term_start(t))) for t in range(first, last + 1)]
+        terms = self._skipped_terms(parent_view, view)
+        return [(t, max(parent_view + 1, self.term_start(t))) for t in terms]
 
     def is_legal_parent(self, parent_view: int, view: int, skips: tuple[Certificate, ...]) -> bool:
         """Whether a block at `view` may build on `parent_view`, `skips` being exactly the list that shows it (section 2)."""
         if view != self.term_start(self.term(view)):
             return parent_view == view - 1 and not skips
-        covers = self.covering_terms(parent_view, view)
-        return (
-            parent_view < view
-            and len(covers) == len(skips)
-            and all(
-                skip.kind == "nullify" and self.term(skip.view) == term and skip.view <= first
-                for (term, first), skip in zip(covers, skips, strict=True)
-            )
+        if parent_view >= view or len(self._skipped_terms(parent_view, view)) != len(skips):
+            return False
+        return all(
+            skip.kind == "nullify" and self.term(skip.view) == term and skip.view <= first
+            for (term, first), skip in zip(self.covering_terms(parent_view, view), skips, strict=True)
         )

@@ -2,7 +2,7 @@
 
 Bytes and time go in (`receive`, `submit`, `tick`), effects come out (`take_effects`); the timer is a query (`next_deadline`). No callback, no
 task, no socket, no clock. docs/protocol.md states the rules; each method here names the rule it implements. The caller must make all
-`Save*`, `Finalized` and `Record` effects of a step durable in one transaction before it carries out any `Send` of that step.
+`Save*`, `Finalized`, `Record` and `Halted` effects of a step durable in one transaction before it carries out any `Send` of that step.
 
 Invariants: one notarize and one finalize per view, for the same block (I1); never a nullify at or before a finalize of one
 term (I2); view and height never fall (I3); a certificate counts only with exactly a quorum of distinct valid signers (I6).
@@ -11,7 +11,9 @@ term (I2); view and height never fall (I3); a certificate counts only with exact
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import inf
 
+from crypto.errors import DiptychError
 from crypto.sign import SigningKey
 from protocol import merkle
 from protocol.block import (
@@ -90,7 +92,7 @@ class ServeChain:
 
 @dataclass(frozen=True, slots=True)
 class Halted:
-    """Safety is broken (more liars than the mode bears): the chain stops here, people must look."""
+    """Safety is broken (more liars than the mode bears): the chain stops here, also after a restart; people must look."""
 
     reason: str
 
@@ -118,6 +120,7 @@ class Restored:
     certificates: list[Certificate] = field(default_factory=list)
     votes: list[Vote] = field(default_factory=list)
     final_txs: list[Pending] = field(default_factory=list)
+    halted: str | None = None
 
 
 @dataclass(slots=True)
@@ -164,6 +167,8 @@ class Core:
         """The highest one whose block is not held yet."""
         self._votes: dict[tuple[int, str, int], Vote] = {}
         """First valid vote of each (view, kind, signer) above the tip."""
+        self._accused: set[tuple[int, str, int]] = set()
+        """Those of which a second one is on record as evidence; a third adds nothing."""
         self._own: dict[tuple[int, str], Vote] = {}
         self._waiting_since: float | None = None
         self._asked: dict[bytes, float] = {}
@@ -189,7 +194,7 @@ class Core:
                 self._on_status(message, src)
             case Want():
                 held = self._held.get(message.block)
-                if held:
+                if held and self._is_due("body", src, held.block.header.view):
                     self._send(Body(held.block), src)
             case Body():
                 self._on_body(message.block, src)
@@ -215,12 +220,14 @@ class Core:
             self._ask_again()
 
     def next_deadline(self) -> float:
-        """When `tick` is due, on the clock of `now`."""
+        """When `tick` is due, on the clock of `now`. What a passed deadline allowed has been done in the step that saw it pass."""
+        if self.halted:
+            return self._now + MAX_TIMEOUT
         times = [self._status_at]
-        if self.deadline is not None:
-            times.append(max(self.deadline, self._now + 0.01))
-        if self._waiting_since is not None and self._is_leader():
-            times.append(max(self._waiting_since + self._timeout() / 4, self._now + 0.01))
+        if self.deadline is not None and self.deadline > self._now:
+            times.append(self.deadline)
+        if self._is_leader() and self._overdue_at() > self._now:
+            times.append(self._overdue_at())
         return min(times)
 
     def take_effects(self) -> list[Effect]:
@@ -272,12 +279,9 @@ class Core:
     def _agrees_with_final(self, cert: Certificate) -> bool:
         """A certificate at or below the tip changes nothing, unless it finalizes another block than ours."""
         final = dict(self._final_ids).get(cert.view)
-        if (
-            cert.kind == "finalize"
-            and final not in (None, cert.block)
-            and self.committee.is_valid_certificate(cert)
-        ):
-            self._halt(f"view {cert.view} has two finalized blocks")
+        is_other = final != cert.block and cert.view >= self._final_ids[0][0]
+        if cert.kind == "finalize" and is_other and self.committee.is_valid_certificate(cert):
+            self._halt(f"a finalized block of view {cert.view} is not on our chain")
         return cert.kind == "nullify" or final in (None, cert.block)
 
     def _certified(self, cert: Certificate, src: int | None) -> None:
@@ -286,6 +290,7 @@ class Core:
             known = self._notarizations.setdefault(cert.view, cert)
             if known is not cert:
                 if known.block != cert.block:
+                    self._accuse(known, cert)
                     self._halt(f"view {cert.view} has two notarized blocks")
                 return
             self._waiting_since = self._now if self._waiting_since is None else self._waiting_since
@@ -308,6 +313,14 @@ class Core:
             self._enter(cert.view + 1)
         self._effects.append(SaveCertificate(cert))
 
+    def _accuse(self, first: Certificate, second: Certificate) -> None:
+        """Two contradicting certificates hold at least 2Q-n pairs of contradicting votes."""
+        for a in self.committee.votes_of(first):
+            for b in self.committee.votes_of(second):
+                evidence = conflict(self.committee, a, b)
+                if evidence:
+                    self._effects.append(Record(evidence))
+
     def _covers(self, view: int) -> bool:
         """Whether a known nullification covers `view`."""
         known = self._nullifications.get(self.committee.term(view))
@@ -319,9 +332,14 @@ class Core:
         horizon = self.view + 2 * self.committee.genesis.term_length
         if not self.tip.view < vote.view <= horizon or vote.signer == self.me:
             return
-        known = self._votes.get((vote.view, vote.kind, vote.signer))
-        if (known is None or known.block != vote.block) and self.committee.is_valid_vote(vote):
+        key = (vote.view, vote.kind, vote.signer)
+        known = self._votes.get(key)
+        if known and (known.block == vote.block or key in self._accused):
+            return
+        if self.committee.is_valid_vote(vote):
             self._add_vote(vote)
+            if known:
+                self._accused.add(key)
 
     def _add_vote(self, vote: Vote) -> None:
         for other in self._votes_against(vote):
@@ -376,8 +394,7 @@ class Core:
         genesis = self.committee.genesis
         time_ms = max(self._wall_ms, time_ms + 1)
         entries = self.mempool.fill(taken, genesis.max_block_txs, genesis.max_block_bytes, time_ms)
-        overdue = self._waiting_since is not None and self._now - self._waiting_since >= self._timeout() / 4
-        if not entries and not overdue:
+        if not entries and self._now < self._overdue_at():
             return
         raw = tuple(e.raw for e in entries)
         header = Header(
@@ -400,6 +417,10 @@ class Core:
         self._proposals[view] = proposal
         self._waiting_since = self._now if self._waiting_since is None else self._waiting_since
         self._send(proposal)
+
+    def _overdue_at(self) -> float:
+        """From when on an empty block is proposed so that what is notarized becomes final."""
+        return inf if self._waiting_since is None else self._waiting_since + self._timeout() / 4
 
     def _parent_for(self, view: int) -> tuple[bytes, int, tuple[Certificate, ...]] | None:
         """The highest notarized block that is held and may be the parent of `view`: (id, view, skips)."""
@@ -454,7 +475,7 @@ class Core:
         if known:
             self._on_vote(vote)  # a second proposal of one view is evidence, no more
             return
-        if not self.committee.is_legal_parent(header.parent_view, view, proposal.block.skips):
+        if not self._is_whole(proposal.block):
             return
         if parent_cert is None:
             if (header.parent, header.parent_view) != (self.committee.genesis.hash, 0):
@@ -468,8 +489,7 @@ class Core:
             ):
                 return
         for skip in proposal.block.skips:
-            # Skips stay in the chain as the proof of the skipped views, so each must hold by itself.
-            if not self.committee.is_valid_certificate(skip) or not self._on_certificate(skip, src):
+            if not self._on_certificate(skip, src):
                 return
         if view > self.view or not self.committee.is_valid_vote(vote):
             return
@@ -503,10 +523,23 @@ class Core:
             and header.proposer == self.committee.leader(header.view)
         )
 
+    def _is_whole(self, block: Block) -> bool:
+        """Whether the parts that the block id does not hash itself are the header's own: the transactions under `tx_root`, and
+        the nullifications that prove the skipped views, each of which must hold by itself as they stay in the chain. No block
+        from outside is kept under its id without this: its true body could never take the place of a false one."""
+        header = block.header
+        return (
+            header.tx_count == len(block.txs)
+            and self.committee.is_legal_parent(header.parent_view, header.view, block.skips)
+            and all(map(self.committee.is_valid_certificate, block.skips))
+            and header.tx_root == merkle.root(block.txs)
+        )
+
     def _on_body(self, block: Block, src: int) -> None:
         """A block asked for; taken only if a certificate or a held child's link names it."""
         block_id = block.header.id
-        if block_id in self._asked and block_id not in self._held and self._is_ours(block.header):
+        is_wanted = block_id in self._asked and block_id not in self._held
+        if is_wanted and self._is_ours(block.header) and self._is_whole(block):
             self._connect(block, src)
 
     def _connect(self, block: Block, src: int | None) -> None:
@@ -548,11 +581,10 @@ class Core:
         admitted = tuple(e for e in entries if e)
         ids = {e.id for e in admitted}
         is_valid = (
-            len(admitted) == len(block.txs) == len(ids) == header.tx_count <= genesis.max_block_txs
+            len(admitted) == len(block.txs) == len(ids) <= genesis.max_block_txs
             and sum(map(len, block.txs)) <= genesis.max_block_bytes
             and header.height == height + 1
             and header.time_ms > time_ms
-            and header.tx_root == merkle.root(block.txs)
             and ids.isdisjoint(taken)
             and self._parent_view_is(header)
         )
@@ -621,6 +653,9 @@ class Core:
             path.append(held)
             held = self._held.get(held.block.header.parent)
         path.reverse()
+        for held in path:
+            if not held.is_valid:
+                return self._halt(f"the finalized block at height {held.block.header.height} is not valid")
         self._finish([(h.block, h.entries) for h in path], cert)
 
     def _finish(self, blocks: list[tuple[Block, tuple[Pending, ...]]], cert: Certificate) -> None:
@@ -647,6 +682,7 @@ class Core:
         self._votes = {k: v for k, v in self._votes.items() if k[0] > view}
         self._notarizations = {v: c for v, c in self._notarizations.items() if v > view}
         self._nullifications = {t: c for t, c in self._nullifications.items() if t >= term}
+        self._accused = {k for k in self._accused if k[0] > view}
         self._proposals = {v: p for v, p in self._proposals.items() if v > view}
         self._orphans = {i: b for i, b in self._orphans.items() if b.header.height > self.tip.height + 1}
         self._asked = {i: t for i, t in self._asked.items() if self._now - t < MAX_TIMEOUT}
@@ -704,7 +740,9 @@ class Core:
             self._need(self._finalization.block, src)
 
     def _serve(self, to: int, height: int) -> None:
-        if self._is_due("chain", to, height):
+        """At most one page per member and step: a liar may ask for every height at once."""
+        is_served = any(isinstance(e, ServeChain) and e.to == to for e in self._effects)
+        if not is_served and self._is_due("chain", to, height):
             self._effects.append(ServeChain(to, height))
 
     def _send_status_to(self, to: int) -> None:
@@ -730,18 +768,19 @@ class Core:
             return
         if not all(b.parent == a.id and b.height == a.height + 1 for a, b in pairwise(headers)):
             return
-        if any(merkle.root(b.txs) != b.header.tx_root for b in blocks):
-            return
-        if not self.committee.is_valid_certificate(page.finalization):
+        if not self.committee.is_valid_certificate(page.finalization) or not all(map(self._is_whole, blocks)):
             return
         if headers[0].parent != self.tip.id:
             if headers[0].height == self.tip.height + 1:
                 self._halt(f"the finalized block at height {headers[0].height} is not on our chain")
             return
-        parsed = [(b, tuple(self.mempool.verify(raw) for raw in b.txs)) for b in blocks]
+        try:
+            parsed = [(b, tuple(self.mempool.verify(raw) for raw in b.txs)) for b in blocks]
+        except DiptychError as error:
+            return self._halt(f"a finalized block carries an invalid transaction ({error})")
         self._effects.extend(SaveBlock(b) for b in blocks)
         self._finish(parsed, page.finalization)
-        if page.links:
+        if page.links and self._finalization is None:
             # Only a descendant of the last block is certified itself: that finalization stays pending.
             self._finalization = page.finalization
             self._effects.append(SaveCertificate(page.finalization))
@@ -768,6 +807,8 @@ class Core:
             if self.halted:
                 return
             self._commit()
+            if self.halted:
+                return
             self._try_finalize_votes()
             self._try_nullify()
             self._try_propose()
@@ -782,7 +823,7 @@ class Core:
 
     def _restore(self, restored: Restored) -> None:
         """Rule "Restart": blocks, certificates and own votes above the tip; the view follows from them."""
-        self.mempool.finalize(restored.final_txs, 0)
+        self.mempool.finalize(restored.final_txs, self.tip.time_ms)
         for block in sorted(restored.blocks, key=lambda b: b.header.height):
             self._connect(block, None)
         for cert in sorted(restored.certificates, key=lambda c: c.view):
@@ -794,6 +835,7 @@ class Core:
                 self._votes[vote.view, vote.kind, vote.signer] = vote
                 self._enter(vote.view)
         self._backoff, self.deadline = 0, None
+        self.halted = restored.halted or self.halted
         self._effects.clear()
 
 

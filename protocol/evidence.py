@@ -1,6 +1,6 @@
 """Pairs of votes that no honest key signs (docs/protocol.md, "Evidence"): each proves its signer's guilt to anyone with genesis."""
 
-from crypto.codec import Wire
+from crypto.codec import Decoder, Wire
 from protocol.block import Committee, Vote
 
 
@@ -11,6 +11,9 @@ class Evidence(Wire, frozen=True):
     kind: str
     first: Vote
     second: Vote
+
+
+decode_evidence = Decoder(Evidence, "a piece of evidence", 4 << 10)
 
 
 def conflict(committee: Committee, a: Vote, b: Vote) -> Evidence | None:

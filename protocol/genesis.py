@@ -3,6 +3,7 @@
 Addresses are not part of it: a node may move to another machine (they stand in the network file, `protocol.network`).
 """
 
+import re
 import tomllib
 from functools import cached_property
 from typing import Annotated, Any
@@ -95,8 +96,16 @@ def from_toml(text: str) -> Genesis:
         )
     except KeyError as error:
         raise Malformed(f"the genesis file lacks the field {error}") from None
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError, TypeError, AttributeError) as error:
-        raise Malformed(f"the genesis file is not valid: {error}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise Malformed(f"the genesis file is not valid: {_named(str(error))}") from None
+
+
+def _named(fault: str) -> str:
+    """The sentence of msgspec with fields in place of positions in the array: `$[3][0][1]` is `members[0].key`."""
+    fault = re.sub(
+        r"\$\[3\]\[(\d+)\]\[(\d)\]", lambda m: f"members[{m[1]}].{Member.__struct_fields__[int(m[2])]}", fault
+    )
+    return re.sub(r"\$\[(\d+)\]", lambda m: Genesis.__struct_fields__[int(m[1])], fault)
 
 
 def _ordered(kind: type[msgspec.Struct], data: dict[str, Any]) -> list[Any]:

@@ -31,9 +31,12 @@ class Mempool:
         self._bytes = 0
         self._per_sender: Counter[bytes] = Counter()
         self._verified: OrderedDict[bytes, Pending] = OrderedDict()
+        self._verified_bytes = 0
         self.final: dict[bytes, int] = {}
         """Ids of finalized transactions that have not expired yet, with their expiry."""
         self._expiring: list[tuple[int, bytes]] = []
+        self._final_ms = 0
+        """Time of the last final block: it may be ahead of this node's clock, and no later block takes what it ended."""
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -43,8 +46,9 @@ class Mempool:
         known = self._verified.get(raw)
         if known is None:
             known = self._verified[raw] = Pending(raw, check_tx(raw, self._chain_id))
-            if len(self._verified) > 2 * MAX_TXS:
-                self._verified.popitem(last=False)
+            self._verified_bytes += len(raw)
+            while len(self._verified) > 2 * MAX_TXS or self._verified_bytes > 2 * MAX_BYTES:
+                self._verified_bytes -= len(self._verified.popitem(last=False)[0])
         return known
 
     def add(self, raw: bytes, now_ms: int) -> Pending:
@@ -57,6 +61,7 @@ class Mempool:
             return self._pending[entry.id]
         if entry.id in self.final:
             raise Conflict("this transaction is already final; a replay changes nothing")
+        now_ms = max(now_ms, self._final_ms)
         if not now_ms < entry.expires_ms <= now_ms + MAX_LIFETIME_MS:
             raise Malformed(
                 "the transaction has expired or expires too late; check the clock and sign it anew"
@@ -88,6 +93,7 @@ class Mempool:
 
     def finalize(self, entries: list[Pending], time_ms: int) -> None:
         """Drop what became final in a block at `time_ms`, remember it until it expires, forget what has expired."""
+        self._final_ms = time_ms
         for entry in entries:
             self.final[entry.id] = entry.expires_ms
             self._drop(entry.id)
@@ -97,6 +103,7 @@ class Mempool:
 
     def expire(self, now_ms: int) -> list[Pending]:
         """Drop and return the waiting transactions that can no longer become final."""
+        now_ms = max(now_ms, self._final_ms)
         gone = [entry for entry in self._pending.values() if entry.expires_ms <= now_ms]
         for entry in gone:
             self._drop(entry.id)

@@ -22,6 +22,10 @@ class NodeAddress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     p2p: HostPort
     http: Url
 
+    def __post_init__(self) -> None:
+        if not 0 < split_host_port(self.p2p)[1] < 65536:
+            raise ValueError("a port is a number from 1 to 65535")
+
 
 class ChainAddresses(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`genesis` is a file name relative to the network file, `genesis_hash` what it must hash to."""
@@ -50,7 +54,7 @@ def from_toml(text: str) -> Network:
     """The network in `text`, or `Malformed` saying which field is wrong."""
     try:
         network = msgspec.convert(tomllib.loads(text), Network)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
         raise Malformed(f"the network file is not valid: {error}") from None
     if set(network.chains) != {"storage", "sharing"}:
         raise Malformed("the network file must name both chains, [chains.storage] and [chains.sharing]")

@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 
 from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
+from crypto.errors import Unauthentic
 from crypto.sign import SigningKey, domain_tag, verify
 from protocol.identity import SignedCredential, SignedTicket
 
@@ -147,6 +148,10 @@ class UploadReceipt(Wire, frozen=True):
         )
 
     def verify(self, upload: Upload, cloud: bytes) -> None:
+        """Raise `Unauthentic` unless `cloud` signed this for exactly `upload`."""
+        addresses = tuple(v.address for v in upload.body.views)
+        if (self.addresses, self.upload) != (addresses, digest("upload", encode(upload))):
+            raise Unauthentic("the cloud's receipt is for another upload; do not count this one as stored")
         payload = encode((self.addresses, self.upload, self.time_ms))
         verify(cloud, "upload-receipt", payload, self.signature, "the cloud's receipt")
 

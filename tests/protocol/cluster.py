@@ -9,9 +9,23 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from crypto.codec import encode
 from crypto.sign import SigningKey
-from protocol.block import Block, Certificate, Chain, Committee, Message, Vote, decode_message
+from protocol import merkle
+from protocol.block import (
+    Block,
+    Certificate,
+    Chain,
+    Committee,
+    Header,
+    Kind,
+    Message,
+    Proposal,
+    Vote,
+    decode_message,
+)
 from protocol.core import (
     Core,
     Finalized,
@@ -108,6 +122,37 @@ class Cluster:
 
     def wall(self) -> int:
         return WALL0 + int(self.now * 1000)
+
+    def block(self, view: int, *raw: bytes, parent: Header | None = None, **changes: object) -> Block:
+        """A block that the leader of `view` could make, on genesis or on `parent`."""
+        header = Header(
+            self.genesis.chain_id,
+            0,
+            view,
+            parent.height + 1 if parent else 1,
+            parent.id if parent else self.genesis.hash,
+            parent.view if parent else 0,
+            merkle.root(raw),
+            len(raw),
+            (parent.time_ms if parent else WALL0) + 1,
+            self.genesis.validators_hash,
+            self.genesis.validators_hash,
+            self.committee.leader(view),
+        )
+        return Block(msgspec.structs.replace(header, **changes), raw, ())
+
+    def proposal(self, block: Block, parent_cert: Certificate | None = None) -> Proposal:
+        header = block.header
+        leader = self.committee.leader(header.view)
+        vote = self.committee.sign(self.keys[leader], leader, "notarize", header.view, header.id)
+        return Proposal(block, parent_cert, vote)
+
+    def certificate(self, kind: Kind, view: int, block: bytes | None, *signers: int) -> Certificate:
+        """Of the members given, or of the last ones that make a quorum."""
+        n, quorum = len(self.keys), self.genesis.quorum
+        chosen = signers or range(n - quorum, n)
+        votes = [self.committee.sign(self.keys[s], s, kind, view, block) for s in chosen]
+        return self.committee.certify(votes)
 
     def submit(self, raw: bytes, to: int | None = None) -> None:
         for i, core in enumerate(self.cores):
@@ -206,6 +251,14 @@ class Cluster:
             core.receive(src, decode_message(data), self.now, self.wall())
             self.run_effects(dst)
             self._arm(dst, core)
+
+    def inject(self, dst: int, src: int, message: Message) -> None:
+        """Hand a message that member `src` may have made up to `dst` at once, whatever the network does."""
+        core = self.cores[dst]
+        assert core is not None
+        core.receive(src, decode_message(encode(message)), self.now, self.wall())
+        self.run_effects(dst)
+        self._arm(dst, core)
 
     def _arm(self, i: int, core: Core) -> None:
         def tick() -> None:

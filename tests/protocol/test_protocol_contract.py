@@ -1,0 +1,329 @@
+"""The contract: who may do what, in which order, until when; refusals change nothing; two states never differ."""
+
+import msgspec
+import pytest
+from cluster import WALL0, make_genesis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crypto.codec import encode
+from crypto.errors import Denied
+from crypto.sign import SigningKey
+from protocol.contract import (
+    TICKET_LIFETIME_MS,
+    Receipt,
+    apply,
+    check_grant,
+    decode_receipt,
+    get_person,
+    get_record,
+    may_send,
+    next_root,
+)
+from protocol.identity import Credential, SignedCredential
+from protocol.tx import Action, Attest, Certify, Publish, Request, Revoke, Rule, Tx, TxBody
+
+AUTHORITY = SigningKey(bytes([77]) * 32)
+DOCTOR, PATIENT, USER, STRANGER = (SigningKey(bytes([i]) * 32) for i in (11, 12, 13, 14))
+GENESIS, _ = make_genesis(4)
+RECORD = b"r" * 16
+UNTIL = WALL0 + 10_000
+RULE = Rule("role:user and org:lab", ("research", "treatment"), WALL0 + 5_000, (STRANGER.public,))
+
+
+class MemoryState(dict):
+    def put(self, key: bytes, value: bytes) -> None:
+        self[key] = value
+
+
+def credential(key: SigningKey, role: str, *attributes: str, **changes) -> SignedCredential:
+    seal_key = bytes([key.public[0]]) * 32
+    body = Credential(key.public, role, (f"role:{role}", *attributes), seal_key, None, WALL0, UNTIL)
+    return SignedCredential.issue(msgspec.structs.replace(body, **changes), AUTHORITY)
+
+
+class World:
+    """A contract state and a clock; every call is a transaction of its own block."""
+
+    def __init__(self) -> None:
+        self.state, self.time, self.height = MemoryState(), WALL0, 0
+
+    def do(self, sender: SigningKey, action: Action) -> Receipt:
+        self.height += 1
+        body = TxBody(GENESIS.chain_id, sender.public, self.height.to_bytes(16, "big"), UNTIL, action)
+        before = dict(self.state)
+        receipt = apply(self.state, GENESIS, Tx(body, bytes(64)), self.height, 0, self.time)
+        assert receipt.ok or self.state == before, "a refused transaction changes nothing"
+        assert decode_receipt(encode(receipt)) == receipt
+        assert (receipt.sender, receipt.height, receipt.time_ms) == (sender.public, self.height, self.time)
+        return receipt
+
+    def certified(self) -> "World":
+        for signed in (
+            credential(DOCTOR, "doctor"),
+            credential(PATIENT, "patient"),
+            credential(USER, "user", "org:lab"),
+        ):
+            assert self.do(AUTHORITY, Certify(signed)).code == "certified"
+        return self
+
+    def attested(self) -> "World":
+        self.certified()
+        assert self.do(DOCTOR, Attest(RECORD, PATIENT.public, b"h" * 32)).code == "attested"
+        return self
+
+    def published(self, rule: Rule = RULE) -> "World":
+        self.attested()
+        assert self.do(PATIENT, publish(1, rule)).code == "published"
+        return self
+
+
+def publish(version: int, rule: Rule = RULE, record: bytes = RECORD) -> Publish:
+    return Publish(record, version, bytes([version % 256]) * 32, b"sealed", rule)
+
+
+def test_the_whole_way_from_credential_to_ticket():
+    world = World().published()
+    world.time += 1
+    receipt = world.do(USER, Request(RECORD, "research"))
+    assert (receipt.ok, receipt.code, receipt.record, receipt.purpose) == (
+        True,
+        "allowed",
+        RECORD,
+        "research",
+    )
+    ticket, entry, person = check_grant(world.state, receipt.tx, world.time)
+    assert (ticket.chain_id, ticket.request, ticket.record) == (GENESIS.chain_id, receipt.tx, RECORD)
+    assert (ticket.version, ticket.commit, ticket.requester) == (1, b"\x01" * 32, USER.public)
+    assert (ticket.purpose, ticket.expires_ms) == ("research", world.time + TICKET_LIFETIME_MS)
+    assert (entry.sealed_index, entry.doctor, entry.header) == (b"sealed", DOCTOR.public, b"h" * 32)
+    assert person.subject == USER.public
+
+
+# --- identities --------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_authority_certifies_and_revokes():
+    world = World().certified()
+    for sender in (DOCTOR, PATIENT, STRANGER):
+        assert world.do(sender, Certify(credential(STRANGER, "doctor"))).code == "not-authority"
+        assert world.do(sender, Revoke(USER.public)).code == "not-authority"
+    assert world.do(AUTHORITY, Revoke(STRANGER.public)).code == "unknown-person"
+
+
+@pytest.mark.parametrize(
+    "signed",
+    [
+        SignedCredential.issue(credential(USER, "user").credential, STRANGER),
+        SignedCredential(credential(USER, "doctor").credential, credential(USER, "user").signature),
+        credential(USER, "user", not_before_ms=WALL0 + 1),
+        credential(USER, "user", not_after_ms=WALL0),
+    ],
+)
+def test_a_forged_early_or_expired_credential_is_not_taken_even_from_the_authority(signed):
+    world = World()
+    assert world.do(AUTHORITY, Certify(signed)).code == "bad-credential"
+    assert get_person(world.state, USER.public) is None
+
+
+def test_the_credential_on_chain_bears_the_authoritys_signature():
+    world = World().certified()
+    assert get_person(world.state, USER.public).signed == credential(USER, "user", "org:lab")
+
+
+def test_a_newer_credential_replaces_the_old_one_and_ends_a_revocation():
+    world = World().published()
+    world.do(AUTHORITY, Certify(credential(USER, "user")))
+    assert world.do(USER, Request(RECORD, "research")).code == "policy-not-met"
+    assert world.do(AUTHORITY, Revoke(USER.public)).ok
+    assert world.do(USER, Request(RECORD, "research")).code == "revoked"
+    world.do(AUTHORITY, Certify(credential(USER, "user", "org:lab")))
+    assert world.do(USER, Request(RECORD, "research")).ok
+
+
+def test_only_certified_people_and_the_authority_may_send_at_all():
+    world = World().certified()
+    assert all(may_send(world.state, GENESIS, k.public) for k in (AUTHORITY, DOCTOR, PATIENT, USER))
+    assert not may_send(world.state, GENESIS, STRANGER.public)
+
+
+# --- records -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_doctor_attests_a_record_of_a_patient_once():
+    world = World().certified()
+    attest = Attest(RECORD, PATIENT.public, b"h" * 32)
+    for sender in (PATIENT, USER):
+        assert world.do(sender, attest).code == "wrong-role"
+    for sender in (STRANGER, AUTHORITY):
+        assert world.do(sender, attest).code == "not-certified"
+    assert world.do(DOCTOR, Attest(RECORD, STRANGER.public, b"h" * 32)).code == "not-certified"
+    assert world.do(DOCTOR, Attest(RECORD, DOCTOR.public, b"h" * 32)).code == "wrong-role"
+    assert world.do(DOCTOR, attest).ok
+    assert world.do(DOCTOR, attest).code == "record-exists"
+
+
+def test_only_the_patient_publishes_and_only_what_was_attested():
+    world = World().certified()
+    assert world.do(PATIENT, publish(1)).code == "not-attested"
+    world = World().attested()
+    assert world.do(DOCTOR, publish(1)).code == "wrong-role"
+    world.do(AUTHORITY, Certify(credential(STRANGER, "patient")))
+    assert world.do(STRANGER, publish(1)).code == "not-owner"
+    assert world.do(PATIENT, publish(1)).ok
+
+
+def test_versions_grow_by_one_and_the_refusal_names_the_next():
+    world = World().attested()
+    for version in (0, 2, 2**63 - 1):
+        receipt = world.do(PATIENT, publish(version))
+        assert (receipt.code, "next version is 1" in receipt.reason) == ("wrong-version", True)
+    assert world.do(PATIENT, publish(1)).ok
+    assert world.do(PATIENT, publish(1)).code == "wrong-version"
+    assert world.do(PATIENT, publish(2)).ok
+    entry = get_record(world.state, RECORD)
+    assert (entry.version, entry.commit, entry.doctor) == (2, b"\x02" * 32, DOCTOR.public)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "role:user and", "(" * 100, "é" * 10_000, "9 of (a:x)", "not a:x", "a:x b:y" * 1000]
+)
+def test_a_rule_that_no_reader_could_parse_is_refused(text):
+    world = World().attested()
+    receipt = world.do(PATIENT, publish(1, msgspec.structs.replace(RULE, policy=text)))
+    assert receipt.code == "bad-policy"
+
+
+def test_a_rule_without_a_purpose_is_refused():
+    rule = msgspec.structs.replace(RULE, purposes=())
+    assert World().attested().do(PATIENT, publish(1, rule)).code == "bad-rule"
+
+
+# --- requests ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_is_refused_with_its_reason():
+    world = World().published()
+    assert world.do(STRANGER, Request(RECORD, "research")).code == "not-certified"
+    assert world.do(USER, Request(b"x" * 16, "research")).code == "unknown-record"
+    assert world.do(USER, Request(RECORD, "payment")).code == "wrong-purpose"
+    assert world.do(DOCTOR, Request(RECORD, "research")).code == "policy-not-met"
+    world.do(AUTHORITY, Certify(credential(STRANGER, "user", "org:lab")))
+    assert world.do(STRANGER, Request(RECORD, "research")).code == "denied-by-patient"
+    world.do(AUTHORITY, Revoke(USER.public))
+    assert world.do(USER, Request(RECORD, "research")).code == "revoked"
+
+
+def test_an_attested_but_unpublished_record_cannot_be_requested():
+    assert World().attested().do(USER, Request(RECORD, "research")).code == "unknown-record"
+
+
+def test_rule_and_credential_end_at_their_millisecond():
+    world = World().published()
+    world.time = RULE.until_ms - 1
+    assert world.do(USER, Request(RECORD, "research")).ok
+    world.time = RULE.until_ms
+    assert world.do(USER, Request(RECORD, "research")).code == "rule-expired"
+    world = World().published(msgspec.structs.replace(RULE, until_ms=None))
+    world.time = UNTIL - 1
+    assert world.do(USER, Request(RECORD, "research")).ok
+    world.time = UNTIL
+    assert world.do(USER, Request(RECORD, "research")).code == "credential-expired"
+    assert world.do(PATIENT, publish(2)).code == "credential-expired"
+
+
+def test_a_refused_request_opens_nothing():
+    world = World().published()
+    refused = world.do(DOCTOR, Request(RECORD, "research"))
+    with pytest.raises(Denied, match="not allowed"):
+        check_grant(world.state, refused.tx, world.time)
+
+
+def test_a_grant_ends_with_its_time_a_new_version_and_the_requesters_credential():
+    def granted() -> tuple[World, bytes]:
+        world = World().published()
+        return world, world.do(USER, Request(RECORD, "research")).tx
+
+    world, tx = granted()
+    check_grant(world.state, tx, WALL0 + 9_999)
+    with pytest.raises(Denied, match="not valid now"):
+        check_grant(world.state, tx, UNTIL)
+    with pytest.raises(Denied, match="grant has expired"):
+        check_grant(world.state, tx, WALL0 + TICKET_LIFETIME_MS)
+    world.do(PATIENT, publish(2))
+    with pytest.raises(Denied, match="newer version"):
+        check_grant(world.state, tx, WALL0)
+    world, tx = granted()
+    world.do(AUTHORITY, Revoke(USER.public))
+    with pytest.raises(Denied, match="revoked"):
+        check_grant(world.state, tx, WALL0)
+
+
+# --- determinism -------------------------------------------------------------------------------------------------------
+
+KEYS = [AUTHORITY, DOCTOR, PATIENT, USER, STRANGER]
+keys = st.sampled_from(KEYS)
+records = st.sampled_from([RECORD, b"x" * 16])
+subjects = keys.map(lambda k: k.public)
+rules = st.builds(
+    Rule,
+    st.one_of(
+        st.sampled_from(["role:user", "role:doctor or org:lab", "2 of (a:x, role:user, org:lab)", "("]),
+        st.text(max_size=20),
+    ),
+    st.sampled_from([(), ("research",), ("research", "emergency")]),
+    st.sampled_from([None, WALL0 + 500, WALL0 + 50_000]),
+    st.lists(subjects, max_size=2).map(tuple),
+)
+credentials = st.builds(
+    lambda key, role, attributes, end, signer: SignedCredential.issue(
+        credential(key, role, *attributes, not_after_ms=WALL0 + end).credential, signer
+    ),
+    keys,
+    st.sampled_from(["doctor", "patient", "user"]),
+    st.lists(st.sampled_from(["org:lab", "a:x"]), max_size=2),
+    st.sampled_from([0, 1000, 100_000]),
+    st.sampled_from([AUTHORITY, AUTHORITY, AUTHORITY, STRANGER]),
+)
+purposes = st.sampled_from(["research", "treatment", "emergency"])
+versions = st.sampled_from([0, 1, 1, 2, 3, 2**63 - 1])
+actions = st.one_of(
+    st.builds(Certify, credentials),
+    st.builds(Revoke, subjects),
+    st.builds(Attest, records, subjects, st.just(bytes(32))),
+    st.builds(Publish, records, versions, st.just(b"c" * 32), st.binary(max_size=8), rules),
+    st.builds(Request, records, purposes),
+)
+steps = st.tuples(keys, actions, st.integers(0, 400))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(steps, max_size=25), st.booleans())
+def test_any_history_gives_two_nodes_the_same_state_receipts_and_root(history, certified):
+    worlds = [World().published() if certified else World() for _ in range(2)]
+    roots = [GENESIS.hash, GENESIS.hash]
+    for sender, action, ms in history:
+        receipts = []
+        for i, world in enumerate(worlds):
+            world.time += ms
+            receipts.append(world.do(sender, action))
+            roots[i] = next_root(roots[i], b"b" * 32, [receipts[i]])
+        assert receipts[0] == receipts[1]
+        if isinstance(action, Request) and receipts[0].ok:
+            person = get_person(worlds[0].state, sender.public)
+            assert not person.is_revoked
+            assert sender.public not in get_record(worlds[0].state, action.record).rule.deny
+    assert worlds[0].state == worlds[1].state
+    assert roots[0] == roots[1]
+
+
+def test_the_root_depends_on_every_receipt_its_order_the_block_and_the_past():
+    world = World()
+    one, two = (world.do(STRANGER, Request(RECORD, "research")) for _ in range(2))
+    variants = [
+        next_root(root, block, receipts)
+        for root in (bytes(32), b"r" * 32)
+        for block in (bytes(32), b"b" * 32)
+        for receipts in ([], [one], [two], [one, two], [two, one], [msgspec.structs.replace(one, ok=True)])
+    ]
+    assert len(set(variants)) == len(variants)
