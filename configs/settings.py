@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -81,7 +81,7 @@ class Settings(Layered):
     http_host: str = "127.0.0.1"
     http_port: int = Field(ge=0, le=65535)
     passphrase_command: str | None = None
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     log_json: bool = False
 
     @field_validator("network", "keys", "data")
@@ -91,32 +91,42 @@ class Settings(Layered):
 
 
 class NodeSettings(Settings):
-    """One consensus node: `chain` is storage or sharing, `name` its member name in that chain's genesis."""
+    """One consensus node: `chain` is storage or sharing, `name` its member name in that chain's genesis. `chaos` lets faults be
+    injected over its HTTP address, which must then be loopback (docs/chaos.md)."""
 
     chain: str = Field(pattern="^(storage|sharing)$")
     name: str
     p2p_host: str = "127.0.0.1"
     p2p_port: int = Field(ge=1, le=65535)
+    chaos: bool = False
+
+    @model_validator(mode="after")
+    def _chaos_stays_here(self) -> Self:
+        if self.chaos and self.http_host not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError(
+                "chaos = true lets whoever reaches http_host break the node: set it to 127.0.0.1"
+            )
+        return self
 
 
 class CloudSettings(Settings):
     """The cloud server: quotas are per patient."""
 
-    quota_bytes: int = Field(10 << 30, ge=1)
-    quota_blobs: int = Field(1_000_000, ge=1)
+    quota_bytes: int = Field(default=10 << 30, ge=1)
+    quota_blobs: int = Field(default=1_000_000, ge=1)
 
 
 class AuthoritySettings(Settings):
     """The attribute authority: how long its credentials last."""
 
-    credential_days: int = Field(365, ge=1, le=3650)
+    credential_days: int = Field(default=365, ge=1, le=3650)
 
 
 class NetworkSettings(Layered):
     """The shape of a new network: how many nodes a chain, which quorum, how patient."""
 
-    storage: int = Field(4, ge=1, le=32)
-    sharing: int = Field(4, ge=1, le=32)
+    storage: int = Field(default=4, ge=1, le=32)
+    sharing: int = Field(default=4, ge=1, le=32)
     mode: Mode = "bft"
-    base_timeout_ms: int = Field(1000, ge=50, le=60_000)
-    term_length: int = Field(64, ge=1, le=1024)
+    base_timeout_ms: int = Field(default=1000, ge=50, le=60_000)
+    term_length: int = Field(default=64, ge=1, le=1024)

@@ -5,6 +5,7 @@ canonical object as `encoded`. A client believes a single node only as far as
 it checks signatures and quorums itself.
 """
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -14,15 +15,17 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from configs.web import EXCEPTION_HANDLERS, read_body
-from crypto.codec import encode
-from crypto.errors import Malformed, NotFound
-from node.daemon import Node
+from crypto.codec import Decoder, encode
+from crypto.errors import DiptychError, Malformed, NotFound
+from node.daemon import Node, TxBatch
 from protocol.block import MAX_TX
 from protocol.contract import Receipt
 from protocol.tx import decode_tx
 
 MAX_WAIT_S = 30.0
 LOG_PAGE = 500
+MAX_BATCH = 1 << 20
+decode_batch = Decoder[tuple[bytes, ...]](TxBatch, "a batch of transactions", MAX_BATCH)
 
 
 def hexed(value: Any) -> Any:
@@ -43,6 +46,7 @@ def create_app(node: Node) -> Starlette:
         Route("/readyz", api.readyz),
         Route("/v1/status", api.status),
         Route("/v1/tx", api.submit, methods=["POST"]),
+        Route("/v1/txs", api.submit_many, methods=["POST"]),
         Route("/v1/tx/{tx}", api.tx),
         Route("/v1/block/{height}", api.block),
         Route("/v1/identity/{key}", api.identity),
@@ -101,6 +105,24 @@ class _Api:
         wait = _wait(request)
         receipt = await self._node.receipt(entry.id, wait) if wait else None
         return _receipt(receipt) if receipt else JSONResponse({"tx": entry.id.hex()}, 202)
+
+    async def submit_many(self, request: Request) -> Response:
+        """A batch of transactions, a msgpack array of byte strings: an array with, for each, its encoded receipt, nothing yet
+        (nil), or the sentence of its refusal."""
+        batch = decode_batch(await read_body(request, MAX_BATCH))
+        wait = _wait(request)
+
+        async def one(raw: bytes) -> bytes | str | None:
+            try:
+                await self._node.check_sender(decode_tx(raw).body.sender)
+                entry = self._node.submit(raw)
+                receipt = await self._node.receipt(entry.id, wait) if wait else None
+            except DiptychError as error:
+                return str(error)
+            return encode(receipt) if receipt else None
+
+        results = await asyncio.gather(*map(one, batch))
+        return Response(encode(tuple(results)), media_type="application/msgpack")
 
     async def tx(self, request: Request) -> Response:
         receipt = await self._node.receipt(_hex(request, "tx", 32), _wait(request))

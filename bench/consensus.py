@@ -1,0 +1,291 @@
+"""How fast one chain is: four nodes as separate processes on loopback, real transport, real disk, every node verifying every signature.
+
+Closed-loop clients keep 1, 200 or 2,000 transactions in flight; a transaction counts when the client holds its receipt. The yardstick in the
+same run is etcd with four members under the same load (it checks no signature); without an installed `etcd` it is skipped with a notice.
+
+    python -m bench.consensus                    # every size and load, both systems
+    python -m bench.consensus --in-flight 1 --seconds 5
+"""
+
+import asyncio
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import httpx2
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from client.chain import ChainClient, now_ms
+from configs.files import load_network, read_key
+from configs.settings import NetworkSettings
+from crypto.codec import encode
+from crypto.sign import SigningKey
+from node.devnet import Supervisor, free_ports, make
+from protocol.identity import Credential, SignedCredential
+from protocol.tx import Certify, Publish, Request, Rule, Tx
+
+BATCH = 100
+"""Transactions in one HTTP request or etcd transaction stream slot when many are in flight."""
+console = Console(soft_wrap=True)
+
+
+@dataclass
+class Result:
+    """What one load on one system gave; times in seconds."""
+
+    count: int
+    seconds: float
+    latencies: list[float]
+    cpu: float
+
+    @property
+    def rate(self) -> float:
+        return self.count / self.seconds
+
+    def quantile(self, q: float) -> float:
+        return sorted(self.latencies)[min(len(self.latencies) - 1, int(q * len(self.latencies)))]
+
+
+async def closed_loop(
+    send: Callable[[int], Awaitable[int]], in_flight: int, seconds: float
+) -> tuple[int, float, list[float]]:
+    """Keep `in_flight` operations going, in batches of at most `BATCH`, for `seconds` after a warm-up of a fifth of it."""
+    batch = min(BATCH, in_flight)
+    latencies: list[float] = []
+    count = 0
+    start = time.perf_counter() + seconds / 5
+    end = start + seconds
+
+    async def worker() -> None:
+        nonlocal count
+        while (began := time.perf_counter()) < end:
+            done = await send(batch)
+            now = time.perf_counter()
+            if start <= now <= end:
+                count += done
+                latencies.append(now - began)
+
+    await asyncio.gather(*(worker() for _ in range(in_flight // batch)))
+    return count, seconds, latencies
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """User and system time that these processes have used."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+class Diptych:
+    """Four storage nodes and a certified sender."""
+
+    def __init__(self, folder: Path) -> None:
+        make(folder, NetworkSettings(sharing=1))
+        self._supervisor = Supervisor(folder)
+        self._names = [f"storage-{n}" for n in range(1, 5)]
+        self._supervisor.start(*self._names)
+        self._supervisor.wait_ready()
+        network, chains = load_network(folder / "network.toml")
+        self._genesis, addresses = chains["storage"], network.chains["storage"]
+        self._urls = [addresses.nodes[name].http for name in self._names]
+        authority = SigningKey(read_key(folder / "authority" / "keys" / "authority.key"))
+        self._sender = SigningKey.generate()
+        credential = Credential(
+            self._sender.public, "user", ("role:bench",), bytes(32), None, 0, now_ms() + 10**9
+        )
+        client = ChainClient(self._genesis, addresses)
+        client.execute(authority, Certify(SignedCredential.issue(credential, authority)))
+        client.close()
+
+    def pids(self) -> list[int]:
+        return [d.process.pid for d in self._supervisor.daemons.values() if d.process is not None]
+
+    def tx(self, size: int) -> bytes:
+        """A signed transaction of `size` bytes."""
+        chain_id, expires = self._genesis.chain_id, now_ms() + 300_000
+        raw = encode(
+            Tx.make(chain_id, self._sender, os.urandom(16), expires, Request(os.urandom(16), "research"))
+        )
+        if len(raw) >= size:
+            return raw
+        rule = Rule("role:bench", (), None, ())
+        bare = len(
+            encode(
+                Tx.make(
+                    chain_id, self._sender, bytes(16), expires, Publish(bytes(16), 1, bytes(32), b"", rule)
+                )
+            )
+        )
+        padding = os.urandom(max(0, size - bare - 3))
+        publish = Publish(os.urandom(16), 1, bytes(32), padding, rule)
+        return encode(Tx.make(chain_id, self._sender, os.urandom(16), expires, publish))
+
+    async def run(self, in_flight: int, seconds: float, size: int) -> Result:
+        clients = [httpx2.AsyncClient(timeout=60, trust_env=False) for _ in range(max(1, in_flight // BATCH))]
+        turn = 0
+
+        async def send(batch: int) -> int:
+            nonlocal turn
+            turn += 1
+            client, url = clients[turn % len(clients)], self._urls[turn % len(self._urls)]
+            if batch == 1:
+                response = await client.post(f"{url}/v1/tx?wait=20", content=self.tx(size))
+                assert response.status_code == 200, response.text
+                return 1
+            body = encode(tuple(self.tx(size) for _ in range(batch)))
+            response = await client.post(f"{url}/v1/txs?wait=20", content=body)
+            results = msgspec.msgpack.decode(response.content)
+            assert all(isinstance(r, bytes) for r in results), results[:3]
+            return len(results)
+
+        before = cpu_seconds(self.pids())
+        count, took, latencies = await closed_loop(send, in_flight, seconds)
+        used = cpu_seconds(self.pids()) - before
+        for client in clients:
+            await client.aclose()
+        return Result(count, took, latencies, used)
+
+    def close(self) -> None:
+        self._supervisor.stop()
+
+
+class Etcd:
+    """Four etcd members; a put of a fresh key counts when it is answered."""
+
+    def __init__(self, folder: Path) -> None:
+        ports = free_ports(8)
+        peers = [f"http://127.0.0.1:{p}" for p in ports[:4]]
+        self._addresses = [f"127.0.0.1:{p}" for p in ports[4:]]
+        cluster = ",".join(f"m{i}={peer}" for i, peer in enumerate(peers))
+        self._processes = []
+        for i in range(4):
+            words = [
+                "etcd",
+                "--name",
+                f"m{i}",
+                "--data-dir",
+                str(folder / f"m{i}"),
+                "--initial-cluster",
+                cluster,
+            ]
+            words += ["--listen-peer-urls", peers[i], "--initial-advertise-peer-urls", peers[i]]
+            words += [
+                "--listen-client-urls",
+                f"http://{self._addresses[i]}",
+                "--advertise-client-urls",
+                f"http://{self._addresses[i]}",
+            ]
+            log = (folder / f"m{i}.log").open("wb")
+            self._processes.append(subprocess.Popen(words, stdout=log, stderr=log))  # noqa: S603
+        deadline = time.monotonic() + 30
+        for address in self._addresses:
+            while True:
+                try:
+                    if httpx2.get(f"http://{address}/health", trust_env=False).json().get("health") == "true":
+                        break
+                except (httpx2.HTTPError, ValueError):
+                    pass
+                if time.monotonic() > deadline:
+                    self.close()
+                    raise RuntimeError("etcd did not become healthy")
+                time.sleep(0.1)
+
+    def pids(self) -> list[int]:
+        return [p.pid for p in self._processes]
+
+    async def run(self, in_flight: int, seconds: float, size: int) -> Result:
+        import grpc.aio
+
+        channels = [grpc.aio.insecure_channel(a) for a in self._addresses]
+        puts = [channel.unary_unary("/etcdserverpb.KV/Put") for channel in channels]
+        turn = 0
+
+        async def put() -> None:
+            nonlocal turn
+            turn += 1
+            key, value = os.urandom(16), os.urandom(size - 16)
+            length = (
+                bytes([size - 16]) if size - 16 < 128 else bytes([(size - 16) & 127 | 128, (size - 16) >> 7])
+            )
+            await puts[turn % 4](b"\x0a\x10" + key + b"\x12" + length + value)
+
+        async def send(batch: int) -> int:
+            await asyncio.gather(*(put() for _ in range(batch)))
+            return batch
+
+        before = cpu_seconds(self.pids())
+        count, took, latencies = await closed_loop(send, in_flight, seconds)
+        used = cpu_seconds(self.pids()) - before
+        for channel in channels:
+            await channel.close()
+        return Result(count, took, latencies, used)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait()
+
+
+def main(
+    in_flight: Annotated[list[int] | None, typer.Option(help="Transactions in flight; repeatable.")] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Bytes of a transaction; repeatable.")] = None,
+    seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 10.0,
+) -> None:
+    """Measure one chain of four nodes, with etcd beside it."""
+    loads, sizes = in_flight or [1, 200, 2000], size or [250, 1000]
+    with tempfile.TemporaryDirectory(prefix="diptych-bench-") as temporary:
+        systems: list[tuple[str, Diptych | Etcd]] = []
+        try:
+            systems.append(("diptych", Diptych(Path(temporary) / "diptych")))
+            if shutil.which("etcd"):
+                (Path(temporary) / "etcd").mkdir()
+                systems.append(("etcd", Etcd(Path(temporary) / "etcd")))
+            else:
+                console.print("etcd is not installed (Debian: etcd-server): no yardstick in this run")
+            table = Table(
+                "bytes",
+                "in flight",
+                "system",
+                "tx/s",
+                "p50 ms",
+                "p99 ms",
+                "CPU us per tx and node",
+                "rate to etcd",
+            )
+            for bytes_, load in ((b, n) for b in sizes for n in loads):
+                results = {name: asyncio.run(system.run(load, seconds, bytes_)) for name, system in systems}
+                for name, r in results.items():
+                    ratio = f"{r.rate / results['etcd'].rate:.2f}" if "etcd" in results else "–"
+                    row = [
+                        f"{r.rate:,.0f}",
+                        f"{1e3 * statistics.median(r.latencies):.1f}",
+                        f"{1e3 * r.quantile(0.99):.1f}",
+                    ]
+                    table.add_row(
+                        str(bytes_), str(load), name, *row, f"{1e6 * r.cpu / 4 / r.count / 1.2:.0f}", ratio
+                    )
+        finally:
+            for _, system in systems:
+                system.close()
+    console.print(table)
+    console.print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, one run of {seconds:g} s each"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
