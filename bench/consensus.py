@@ -92,8 +92,8 @@ def cpu_seconds(pids: list[int]) -> float:
 class Diptych:
     """Four storage nodes and a certified sender."""
 
-    def __init__(self, folder: Path) -> None:
-        make(folder, NetworkSettings(sharing=1))
+    def __init__(self, folder: Path, transport: str) -> None:
+        make(folder, NetworkSettings.model_validate({"sharing": 1, "transport": transport}))
         self._supervisor = Supervisor(folder)
         self._names = [f"storage-{n}" for n in range(1, 5)]
         self._supervisor.start(*self._names)
@@ -243,6 +243,7 @@ class Etcd:
 def main(
     in_flight: Annotated[list[int] | None, typer.Option(help="Transactions in flight; repeatable.")] = None,
     size: Annotated[list[int] | None, typer.Option(help="Bytes of a transaction; repeatable.")] = None,
+    transport: Annotated[list[str] | None, typer.Option(help="libp2p or tls; repeatable.")] = None,
     seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 10.0,
 ) -> None:
     """Measure one chain of four nodes, with etcd beside it."""
@@ -250,7 +251,8 @@ def main(
     with tempfile.TemporaryDirectory(prefix="diptych-bench-") as temporary:
         systems: list[tuple[str, Diptych | Etcd]] = []
         try:
-            systems.append(("diptych", Diptych(Path(temporary) / "diptych")))
+            for name in transport or ["libp2p", "tls"]:
+                systems.append((f"diptych {name}", Diptych(Path(temporary) / name, name)))
             if shutil.which("etcd"):
                 (Path(temporary) / "etcd").mkdir()
                 systems.append(("etcd", Etcd(Path(temporary) / "etcd")))

@@ -24,7 +24,7 @@ from crypto.errors import Conflict, Unavailable
 from crypto.fabeo import MasterKey
 from crypto.seal import SealKey
 from crypto.sign import SigningKey
-from node.p2p import identity_of
+from node.tls import identity_of
 from protocol import genesis, network
 from protocol.genesis import Genesis, Member
 from protocol.network import ChainAddresses, Network, NodeAddress, Service
@@ -64,6 +64,7 @@ def make(folder: Path, shape: NetworkSettings) -> None:
             p2p, http = next(ports), next(ports)
             addresses[name] = NodeAddress(f"127.0.0.1:{p2p}", f"http://127.0.0.1:{http}")
             configs[name] = {"chain": kind, "name": name, "p2p_port": p2p, "http_port": http}
+            configs[name]["transport"] = shape.transport
         chain = Genesis(
             f"diptych/1/{kind}/{suffix}",
             kind,  # type: ignore[arg-type]

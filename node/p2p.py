@@ -9,7 +9,7 @@ Noise handshake. A connection carries two streams, ctl (votes, pings) and bulk (
 not queue in front of a vote; their protocol ids name the chain. A link is one connection with both streams open and ends as
 a whole: whatever fails, the connection is closed and its dialler dials again. A newer connection of a peer replaces the older.
 
-Frame: channel (1 byte), length of the body (4 bytes, big endian), body. Channel 255 is a ping, one a second each way on ctl.
+Frames are those of node/frames.py, never in pieces; a ping goes each way on ctl every second.
 
 libp2p is used below its host: no identify, ping, discovery or pubsub runs, and of Swarm only listen, dial_addr and streams.
 What of 0.8.1 must be worked around is marked `0.8.1:`; tests/node/test_node_p2p_patches.py fails when an upgrade changes it.
@@ -18,12 +18,10 @@ Sources: github.com/libp2p/specs (noise, yamux, connections); py-libp2p 0.8.1 as
 
 import asyncio
 import contextlib
-import errno
 import ipaddress
 import logging
 import random
 import socket
-import struct
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -55,29 +53,22 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from crypto.errors import Conflict, Malformed, Unavailable
+from node.frames import FRAME_COST, PAUSE_S, PING, PING_S, SILENT_S, Queues, listening_socket
+from node.frames import HEADER as _HEADER
 from node.net import MAX_BODY, Chan, Event, NodeId, Peer, PeerDown, PeerUp, Received, check_body
 
 _log = logging.getLogger("diptych.p2p")
 
-_HEADER = struct.Struct(">BI")
-_PING = 255
 # The frames of each stream, most urgent first, with their largest body.
 _STREAMS: dict[str, dict[int, int]] = {
-    "ctl": {Chan.VOTE: MAX_BODY[Chan.VOTE], _PING: 0},
+    "ctl": {Chan.VOTE: MAX_BODY[Chan.VOTE], PING: 0},
     "bulk": {chan: MAX_BODY[chan] for chan in (Chan.PROPOSAL, Chan.SYNC, Chan.TX)},
 }
-# Bytes that wait for one peer: outbound per channel; inbound, for the asyncio loop, where the excess is dropped and counted.
-# Each frame counts `_FRAME_COST` on top of its body, so the budgets bound the number of frames as well.
-_QUEUE = {Chan.VOTE: 4 << 20, Chan.PROPOSAL: 16 << 20, Chan.SYNC: 16 << 20, Chan.TX: 4 << 20, _PING: 4 << 10}
-_INBOX = 32 << 20
-_FRAME_COST = 256
+_INBOX = 32 << 20  # bytes from one peer that wait for the asyncio loop; the excess is dropped and counted
 _UNREAD = 64 << 20  # bytes in Yamux that no reader has taken; an honest peer stops at its 16 MiB windows
-_BATCH = 60_000  # bytes after which no further frame is joined to a write; just under one Yamux frame
 _BURST = 512  # events handed over before the asyncio loop may do other work
 
-_PING_S, _SILENT_S = 1.0, 3.5
 _SETUP_S = 5.0  # for a handshake, and for both streams of a fresh connection
-_PAUSE_S = (0.2, 2.0)  # between two dials of a peer: first and longest
 _MAX_CONNECTIONS = 256  # strangers count while in the handshake; a member holds two at most
 
 # 0.8.1: texts of exceptions carry payloads, and the library logs them; part of it does so on the root logger.
@@ -196,20 +187,16 @@ class _Outbox:
 
     def __init__(self, channels: dict[int, int]) -> None:
         self._token = trio.lowlevel.current_trio_token()
-        self._queues: dict[int, deque[bytes]] = {chan: deque() for chan in channels}
-        self._held = dict.fromkeys(channels, 0)
+        self._queues = Queues(channels)
         self._lock = threading.Lock()
         self._waiting = False
         self._ready = trio.Event()
 
     def put(self, chan: int, body: bytes) -> bool:
         """Whether there was room."""
-        cost = len(body) + _FRAME_COST
         with self._lock:
-            if self._held[chan] + cost > _QUEUE[chan]:
+            if not self._queues.put(chan, body):
                 return False
-            self._held[chan] += cost
-            self._queues[chan].append(body)
             wake, self._waiting = self._waiting, False
         if wake:
             with contextlib.suppress(trio.RunFinishedError):  # the link is going down with the run
@@ -217,17 +204,10 @@ class _Outbox:
         return True
 
     async def take(self) -> bytes:
-        """The next frames, joined: as many small ones as fit in `_BATCH`, or a large one. Waits while there is none."""
+        """The next frames, joined. Waits while there is none."""
         while True:
             with self._lock:
-                parts: list[bytes] = []
-                size = 0
-                for chan, queue in self._queues.items():
-                    while queue and size < _BATCH:
-                        body = queue.popleft()
-                        self._held[chan] -= len(body) + _FRAME_COST
-                        parts += (_HEADER.pack(chan, len(body)), body)
-                        size += _HEADER.size + len(body)
+                parts = self._queues.take()
                 if not parts:
                     self._waiting, self._ready = True, trio.Event()
             if parts:
@@ -286,7 +266,7 @@ class _Link:
                     if len(buffer) - at < _HEADER.size + size:
                         break
                     at += _HEADER.size + size
-                    if chan != _PING:
+                    if chan != PING:
                         with memoryview(buffer) as view:
                             body = bytes(view[at - size : at])
                         deliver(self, chan, body)
@@ -296,9 +276,9 @@ class _Link:
     async def watch(self) -> None:
         """0.8.1: Yamux pings but never asks whether an answer came, and lets a peer exceed its window."""
         while True:
-            await trio.sleep(_PING_S)
-            self.outboxes["ctl"].put(_PING, b"")
-            if self.was_up and trio.current_time() - self.heard > _SILENT_S:
+            await trio.sleep(PING_S)
+            self.outboxes["ctl"].put(PING, b"")
+            if self.was_up and trio.current_time() - self.heard > SILENT_S:
                 self.fail("silent")
             if sum(map(len, self.muxed.stream_buffers.values())) > _UNREAD:
                 self.fail("sent more than its windows allow")
@@ -425,24 +405,10 @@ class P2PNet:
         """The listening address as an IP literal.
 
         0.8.1: the library listens with SO_REUSEPORT, so a second daemon on the port would take half of the connections
-        without an error. A probe without that option fails while somebody listens.
+        without an error. A socket without that option cannot be had while somebody listens.
         """
-        host, port = self._listen
-        try:
-            family, _, _, _, address = (await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))[0]
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                # With this, ports of connections just closed count as free; a port with a listener never does.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise Conflict(
-                    f"{host}:{port} is in use by another process; stop it or choose another"
-                ) from None
-            raise Unavailable(
-                f"cannot listen on {host}:{port} ({error.strerror}); check the address"
-            ) from None
-        return str(address[0]), port
+        with await listening_socket(*self._listen) as probe:
+            return str(probe.getsockname()[0]), self._listen[1]
 
     def _drain(self) -> None:
         self._armed = False
@@ -463,7 +429,7 @@ class P2PNet:
         elif isinstance(event, PeerDown):
             self._links.pop(link.peer, None)
         else:
-            link.handed += len(event.body) + _FRAME_COST
+            link.handed += len(event.body) + FRAME_COST
             if self._links.get(link.peer) is not link:
                 return  # read in the moment in which the link ended
             self._stats[f"received_{event.chan.name.lower()}"] += 1
@@ -493,7 +459,7 @@ class P2PNet:
                 break
             if not self._stopping.is_set():
                 _log.error("the libp2p transport ended with %s; starting it again", cause)
-                self._stopping.wait(_PAUSE_S[1])
+                self._stopping.wait(PAUSE_S[1])
         if not listening.done():
             listening.set_exception(Unavailable("cannot listen on {} port {}".format(*address)))
         self._ended.set_result(None)
@@ -541,7 +507,7 @@ class P2PNet:
         return _Link(self._book[muxed.peer_id].node, muxed, raw)
 
     async def _dial_forever(self, identity: Any, peer: Peer) -> None:
-        pause, longest = _PAUSE_S
+        pause, longest = PAUSE_S
         while True:
             try:
                 with trio.fail_after(2 * _SETUP_S):
@@ -552,7 +518,7 @@ class P2PNet:
                 began = trio.current_time()
                 await self._serve(link)
                 if trio.current_time() - began > longest:
-                    pause = _PAUSE_S[0]
+                    pause = PAUSE_S[0]
             await trio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads the dials, is no secret
             pause = min(2 * pause, longest)
 
@@ -641,7 +607,7 @@ class P2PNet:
             self._emit(link, PeerDown(link.peer, why))
 
     def _deliver(self, link: _Link, chan: int, body: bytes) -> None:
-        channel, cost = Chan(chan), len(body) + _FRAME_COST
+        channel, cost = Chan(chan), len(body) + FRAME_COST
         if link.taken + cost - link.handed > _INBOX:
             self._stats[f"overflow_{channel.name.lower()}"] += 1
             return

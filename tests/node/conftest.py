@@ -18,7 +18,10 @@ import pytest
 
 from node.net import Chan, Event, Peer, PeerDown, PeerUp, Received
 
-BACKENDS = {"libp2p": "node.p2p:P2PNet"}
+BACKENDS = {
+    "libp2p": "node.p2p:P2PNet",
+    "tls": "node.tls:TlsNet",
+}
 TIMEOUT = 20
 
 _ROOT = str(Path(__file__).parents[2])
