@@ -8,6 +8,7 @@ journal cannot be written (disk full), the node sends nothing and tries the same
 """
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections import Counter, deque
@@ -24,17 +25,31 @@ from crypto.errors import Conflict, Denied, DiptychError, NotFound, Unavailable
 from crypto.seal import SealKey, seal
 from crypto.sign import SigningKey
 from node.ledger import Ledger
+from node.metrics import Metrics
 from node.net import MAX_BODY, Chan, Event, Net, PeerDown, PeerUp, Received
 from node.store import Store
 from protocol import contract
-from protocol.block import Block, Committee, Message, Proposal, Status, Votes, Want, decode_message
+from protocol.block import (
+    Accusation,
+    Block,
+    Committee,
+    Message,
+    Proposal,
+    Rejoin,
+    Report,
+    Status,
+    Votes,
+    Want,
+    decode_message,
+)
 from protocol.contract import Receipt
-from protocol.core import Core, Effect, Finalized, Halted, Record, Send, ServeChain
+from protocol.core import Core, Effect, Finalized, Halted, Record, SaveAbstention, Send, ServeChain
 from protocol.evidence import Evidence
 from protocol.genesis import Genesis
 from protocol.identity import Credential, Release, Ticket, TicketSignature
 from protocol.mempool import Mempool, Pending
 from protocol.record import decode_index
+from protocol.tx import decode_tx
 
 T = TypeVar("T")
 TxBatch = Annotated[tuple[bytes, ...], msgspec.Meta(max_length=4096)]
@@ -42,36 +57,57 @@ decode_batch = Decoder[tuple[bytes, ...]](TxBatch, "a batch of transactions", MA
 
 INBOX_BYTES, FRAME_BYTES = 16 << 20, 512
 """What one peer may have waiting here, each frame counted with an overhead: a flood costs its sender's share, no one else's."""
-GOSSIP_DELAY = 0.02
+GOSSIP_DELAY, GOSSIP_BATCHES = 0.02, 256
 REGOSSIP_PERIOD, REGOSSIP_COUNT = 1.0, 200
 MAX_WAITERS = 20_000
 
 
 class Node:
-    """`keys` are the node's own; `net` its transport, not yet started. Run with `async with`-free `start` and `stop`."""
+    """`key` and `index_key` are the node's own; `net` its transport, not yet started; `marker` the file beside the key that names
+    its journal (`Store.bind`), with `rejoin` to go on after that was lost. Run with `async with`-free `start` and `stop`."""
 
-    def __init__(self, genesis: Genesis, key: SigningKey, index_key: SealKey, net: Net, data: Path) -> None:
+    def __init__(
+        self,
+        genesis: Genesis,
+        key: SigningKey,
+        index_key: SealKey,
+        net: Net,
+        data: Path,
+        marker: Path,
+        rejoin: bool = False,
+    ) -> None:
         self.genesis, self.net = genesis, net
         self._key, self._index_key = key, index_key
         self._names = [m.name for m in genesis.members]
         self.me = genesis.keys.index(key.public)
         self._log = structlog.get_logger().bind(chain=genesis.kind, node=net.me)
         committee = Committee(genesis)
+        if rejoin and committee.size - 1 < committee.quorum:
+            raise Conflict(
+                f"a member can rejoin only with reports from {committee.quorum} others, and there are {committee.size - 1}; "
+                "make a new network"
+            )
         self._store = Store(data, committee)
+        self._store.bind(marker, rejoin=rejoin)
         self._ledger = Ledger(data, genesis)
         self._journal_thread = ThreadPoolExecutor(1, "journal")
         self._ledger_thread = ThreadPoolExecutor(1, "ledger")
         self.mempool = Mempool(genesis.chain_id)
         restored = self._store.load()
-        self.core = Core(committee, key, self.mempool, restored, time.monotonic(), wall_ms())
+        self.core = Core(committee, key, self.mempool, restored, time.monotonic(), wall_ms(), os.urandom(32))
+        self.tip = self.core.tip
+        """The last final block that is in the journal. The core's own may be ahead by one step, which a crash would undo."""
         self.alarm: str | None = None
         self.refused: Counter[str] = Counter()
         self.evidence: list[Evidence] = self._store.evidence()
         self.executed_height, self.receipts_root = self._ledger.head()
+        self.pruned_height = self._store.pruned_height()
+        self.metrics = Metrics(self)
         self._inbox: deque[Received] = deque()
         self._inbox_bytes: Counter[str] = Counter()
         self._wake = asyncio.Event()
         self._submitted = False
+        self._gossiped: asyncio.Queue[tuple[str, tuple[bytes, ...]]] = asyncio.Queue(GOSSIP_BATCHES)
         self._outbox: list[bytes] = []
         self._has_outbox = asyncio.Event()
         self._final: asyncio.Queue[list[Block]] = asyncio.Queue()
@@ -81,7 +117,7 @@ class Node:
     async def start(self) -> None:
         await self._catch_up_ledger()
         await self.net.start(self._on_event)
-        for loop in (self._steps, self._execute, self._gossip, self._regossip):
+        for loop in (self._steps, self._execute, self._admit, self._gossip, self._regossip):
             self._tasks.append(asyncio.create_task(loop(), name=loop.__name__))
         self._log.info("started", height=self.core.tip.height, view=self.core.view)
 
@@ -157,7 +193,7 @@ class Node:
     async def block_at(self, height: int) -> Block:
         found = await self._in_journal(lambda: self._store.block_at(height))
         if found is None:
-            raise NotFound(f"there is no block at height {height} here; the tip is at {self.core.tip.height}")
+            raise NotFound(f"there is no block at height {height} here; the tip is at {self.tip.height}")
         return found[0]
 
     async def person(self, subject: bytes) -> contract.Person | None:
@@ -224,10 +260,14 @@ class Node:
                 core.tick(time.monotonic(), wall_ms())
             effects = core.take_effects()
             if any(not isinstance(e, Send | ServeChain) for e in effects):
+                started = time.monotonic()
                 await self._until_written(
                     "journal",
                     lambda: self._in_journal(lambda: self._store.apply(effects)),  # noqa: B023
                 )
+                self.metrics.wrote(time.monotonic() - started)
+                self.tip = core.tip
+            self.metrics.carried_out(effects)
             for effect in effects:
                 await self._carry_out(effect)
 
@@ -244,13 +284,37 @@ class Node:
         self._inbox_bytes[event.src] -= len(event.body) + FRAME_BYTES
         try:
             if event.chan is Chan.TX:
-                for raw in decode_batch(event.body):
-                    self._add_gossip(raw, event.src)
+                self._gossiped.put_nowait((event.src, decode_batch(event.body)))
             else:
                 message = decode_message(event.body)
+                self.metrics.received(event.src, message)
                 self.core.receive(self._names.index(event.src), message, time.monotonic(), wall_ms())
         except DiptychError as error:
             self._refuse(event.src, error)
+        except asyncio.QueueFull:
+            self.refused["gossip full"] += 1
+
+    async def _admit(self) -> None:
+        """Take in what members pass on, of senders who may send: with keys made up on the spot, one lying member could fill
+        every mempool and every block. A sender certified in a block not executed here yet comes again (`_regossip`)."""
+        while True:
+            src, batch = await self._gossiped.get()
+            senders: dict[bytes, bytes] = {}
+            for raw in batch:
+                try:
+                    senders[raw] = decode_tx(raw).body.sender
+                except DiptychError as error:
+                    self._refuse(src, error)
+            keys = set(senders.values())
+            allowed = await self._in_ledger(
+                lambda: {k for k in keys if contract.may_send(self._ledger, self.genesis, k)}
+            )  # noqa: B023
+            for raw, sender in senders.items():
+                if sender in allowed:
+                    self._add_gossip(raw, src)
+                else:
+                    self.refused["uncertified sender"] += 1
+            self._wake.set()
 
     def _add_gossip(self, raw: bytes, src: str) -> None:
         try:
@@ -301,12 +365,17 @@ class Node:
                 self._log.error("evidence", kind=evidence.kind, member=self._names[evidence.first.signer])
             case Halted(reason):
                 self._log.error("halted", reason=reason)
+            case SaveAbstention(until):
+                self._log.warning("rejoining: no votes up to a view", view=until)
 
     def _send(self, to: int | None, message: Message) -> None:
         body = encode(message)
         if isinstance(message, Proposal):
             chan = Chan.PROPOSAL
-        elif isinstance(message, Votes | Status | Want) and len(body) <= MAX_BODY[Chan.VOTE]:
+        elif (
+            isinstance(message, Votes | Status | Want | Rejoin | Report | Accusation)
+            and len(body) <= MAX_BODY[Chan.VOTE]
+        ):
             chan = Chan.VOTE
         else:
             chan = Chan.SYNC

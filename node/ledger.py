@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from crypto.codec import encode
-from node.store import connect
+from node.store import LEDGER, connect
 from protocol import contract
 from protocol.block import Block
 from protocol.contract import Receipt, decode_receipt
 from protocol.genesis import Genesis
 from protocol.tx import decode_tx
 
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS state (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS receipts (tx BLOB PRIMARY KEY, height INTEGER NOT NULL, position INTEGER NOT NULL, record BLOB,
                                      kind TEXT NOT NULL, data BLOB NOT NULL);
@@ -27,8 +27,8 @@ CREATE TABLE IF NOT EXISTS executed (height INTEGER PRIMARY KEY, root BLOB NOT N
 
 class Ledger:
     def __init__(self, folder: Path, genesis: Genesis) -> None:
-        self._db = connect(folder / "ledger.db", "NORMAL")
-        self._db.executescript(_SCHEMA)
+        self._db = connect(folder / LEDGER, "NORMAL")
+        self._db.executescript(SCHEMA)
         self._genesis = genesis
 
     def close(self) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from crypto.codec import encode
-from crypto.errors import Conflict
+from configs.files import read, write
+from crypto.codec import Decoder, encode
+from crypto.errors import Conflict, NotFound
 from protocol.block import (
     Block,
     Certificate,
@@ -29,6 +30,7 @@ from protocol.core import (
     Halted,
     Record,
     Restored,
+    SaveAbstention,
     SaveBlock,
     SaveCertificate,
     SaveVote,
@@ -39,9 +41,10 @@ from protocol.evidence import Evidence, decode_evidence
 from protocol.mempool import Pending
 from protocol.tx import MAX_LIFETIME_MS, decode_tx
 
+JOURNAL, LEDGER = "consensus.db", "ledger.db"
 PAGE_BYTES, PAGE_BLOCKS = 2 << 20, 256
 
-_SCHEMA = """
+SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS votes (view INTEGER, kind TEXT, data BLOB NOT NULL, PRIMARY KEY (view, kind)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS certificates (view INTEGER, kind TEXT, data BLOB NOT NULL, PRIMARY KEY (view, kind)) WITHOUT ROWID;
@@ -53,6 +56,10 @@ CREATE INDEX IF NOT EXISTS blocks_by_view ON blocks (view);
 """
 
 
+_decode_height = Decoder[int](int, "a height", 16)
+_decode_abstention = Decoder[int | None](int | None, "an abstention", 16)  # type: ignore[arg-type]
+
+
 def connect(path: Path, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> sqlite3.Connection:
     """A connection that may be used from any one thread at a time. FULL: durable after each commit; NORMAL: a power cut may
     undo the last commits, never a part of one."""
@@ -60,6 +67,11 @@ def connect(path: Path, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> sqli
     db.execute("PRAGMA journal_mode=WAL")
     db.execute(f"PRAGMA synchronous={synchronous}")
     return db
+
+
+def pruned_height(db: sqlite3.Connection) -> int:
+    row = db.execute("SELECT value FROM meta WHERE name = 'pruned'").fetchone()
+    return _decode_height(row[0]) if row else 0
 
 
 class FolderLock:
@@ -82,8 +94,8 @@ class Store:
     def __init__(self, folder: Path, committee: Committee) -> None:
         self._lock = FolderLock(folder)
         self._committee = committee
-        self._db = connect(folder / "consensus.db")
-        self._db.executescript(_SCHEMA)
+        self._db = connect(folder / JOURNAL)
+        self._db.executescript(SCHEMA)
         genesis = committee.genesis.hash
         self._db.execute("INSERT OR IGNORE INTO meta VALUES ('genesis', ?)", (genesis,))
         if self._db.execute("SELECT value FROM meta WHERE name = 'genesis'").fetchone()[0] != genesis:
@@ -91,6 +103,37 @@ class Store:
             raise Conflict(
                 f"{folder} holds the data of another chain; use an empty folder or the right genesis file"
             )
+
+    def bind(self, marker: Path, *, rejoin: bool) -> None:
+        """Tie this journal to the key beside which the file `marker` lies: it names the only journal that the key votes by.
+
+        Written at the first start. Raises `Conflict` when it names another journal (this one is new, so the votes that the key
+        has cast are unknown), or when this one was copied by `node.backup`, unless `rejoin`, which makes the core abstain before
+        anything else (docs/protocol.md, "Rejoin").
+        """
+        if rejoin:
+            self.apply([SaveAbstention(None)])
+        row = self._db.execute("SELECT value FROM meta WHERE name = 'journal'").fetchone()
+        own = row[0] if row else os.urandom(16)
+        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('journal', ?)", (own,))
+        bound = read(marker) if marker.exists() else None
+        if rejoin:
+            self._db.execute("DELETE FROM meta WHERE name = 'restored'")
+        elif self._db.execute("SELECT 1 FROM meta WHERE name = 'restored'").fetchone():
+            self.close()
+            raise Conflict(
+                "the data folder comes from a backup, which lacks the votes that this node has cast since: start once with "
+                "--rejoin; two votes in one view are proof of a lie"
+            )
+        if bound is not None and bound.strip() != own.hex().encode() and not rejoin:
+            self.close()
+            raise Conflict(
+                f"the journal of the votes of this key is gone: {marker} names another one than lies in the data folder. Put "
+                "the data folder back, or, if it is lost or comes from a backup, start once with --rejoin; two votes in one "
+                "view are proof of a lie"
+            )
+        if bound is None or rejoin:
+            write(marker, own.hex().encode() + b"\n", replace=True)
 
     def close(self) -> None:
         self._db.close()
@@ -105,6 +148,9 @@ class Store:
                 match effect:
                     case SaveVote(vote):
                         db.execute("INSERT INTO votes VALUES (?, ?, ?)", (vote.view, vote.kind, encode(vote)))
+                    case SaveAbstention(until):
+                        row2 = (encode(until),)
+                        db.execute("INSERT OR REPLACE INTO meta VALUES ('abstention', ?)", row2)
                     case SaveBlock(block):
                         row = (block.header.id, block.header.view, encode(block))
                         db.execute("INSERT OR IGNORE INTO blocks VALUES (?, ?, ?)", row)
@@ -124,19 +170,26 @@ class Store:
             raise
 
     def _finalize(self, blocks: list[Block], cert: Certificate) -> None:
-        """Number the blocks and drop what lies below: blocks that lost, certificates, votes of past terms."""
-        past = self._db.execute("SELECT COALESCE(MAX(view), 0) FROM final").fetchone()[0]
+        """Number the blocks and drop what lies below: blocks that lost, certificates, votes of past terms.
+
+        The notarization of a block that has no finalization of its own stays: an audit of a fork needs one or the other."""
+        row = self._db.execute("SELECT view FROM final ORDER BY height DESC LIMIT 1").fetchone()
+        past, first = row[0] if row else 0, blocks[0].header.height
         for block in blocks:
             header, block_id = block.header, block.header.id
             own = encode(cert) if cert.block == block_id else None
-            row = (header.height, block_id, header.view, header.time_ms, own)
-            self._db.execute("INSERT INTO final VALUES (?, ?, ?, ?, ?)", row)
+            values = (header.height, block_id, header.view, header.time_ms, own)
+            self._db.execute("INSERT INTO final VALUES (?, ?, ?, ?, ?)", values)
         last = blocks[-1].header.view
         self._db.execute(
-            "DELETE FROM blocks WHERE view > ? AND view <= ? AND id NOT IN (SELECT id FROM final WHERE view > ?)",
-            (past, last, past),
+            "DELETE FROM blocks WHERE view > ? AND view <= ? AND id NOT IN (SELECT id FROM final WHERE height >= ?)",
+            (past, last, first),
         )
-        self._db.execute("DELETE FROM certificates WHERE view <= ?", (last,))
+        self._db.execute(
+            "DELETE FROM certificates WHERE view > ? AND view <= ? AND NOT (kind = 'notarize' AND view IN"
+            " (SELECT view FROM final WHERE height >= ? AND certificate IS NULL))",
+            (past, last, first),
+        )
         term_start = self._committee.term_start(self._committee.term(last))
         self._db.execute("DELETE FROM votes WHERE view < ?", (term_start,))
 
@@ -146,9 +199,10 @@ class Store:
         row = db.execute(
             "SELECT id, view, height, time_ms, certificate FROM final ORDER BY height DESC LIMIT 1"
         ).fetchone()
-        certificates = [
-            decode_certificate(d) for (d,) in db.execute("SELECT data FROM certificates ORDER BY view")
-        ]
+        above = db.execute(
+            "SELECT data FROM certificates WHERE view > ? ORDER BY view", (row[1] if row else 0,)
+        )
+        certificates = [decode_certificate(d) for (d,) in above]
         tip = genesis_tip(self._committee)
         if row:
             pending = [c for c in certificates if c.kind == "finalize"]
@@ -162,6 +216,7 @@ class Store:
         final = [Pending(raw, decode_tx(raw)) for (data,) in recent for raw in decode_block(data).txs]
         votes = [decode_vote(d) for (d,) in db.execute("SELECT data FROM votes")]
         halted = db.execute("SELECT value FROM meta WHERE name = 'halted'").fetchone()
+        abstention = db.execute("SELECT value FROM meta WHERE name = 'abstention'").fetchone()
         return Restored(
             tip,
             [decode_block(d) for (d,) in blocks],
@@ -169,14 +224,24 @@ class Store:
             votes,
             [p for p in final if p.expires_ms > tip.time_ms],
             halted[0].decode() if halted else None,
+            _decode_abstention(abstention[0]) if abstention else 0,
+            self.evidence(),
         )
 
     def evidence(self) -> list[Evidence]:
         """All pairs of contradicting votes ever recorded here."""
         return [decode_evidence(data) for (data,) in self._db.execute("SELECT data FROM evidence")]
 
+    def pruned_height(self) -> int:
+        """Up to which height the bodies of blocks are not here (`node.prune`); headers and certificates always are."""
+        return pruned_height(self._db)
+
     def block_at(self, height: int) -> tuple[Block, Certificate | None] | None:
-        """The final block at `height` and, if it has one of its own, its finalization."""
+        """The final block at `height` and, if it has one of its own, its finalization. `NotFound` if its body was archived."""
+        if height <= self.pruned_height():
+            raise NotFound(
+                f"the body of the block at height {height} was archived here; ask another node for it"
+            )
         row = self._db.execute(
             "SELECT b.data, f.certificate FROM final f JOIN blocks b ON b.id = f.id WHERE f.height = ?",
             (height,),
@@ -185,7 +250,9 @@ class Store:
 
     def page(self, height: int) -> Chain | None:
         """Final blocks from `height` on, at most `PAGE_BYTES`, with the first finalization at or after the last of them;
-        None if this node has none to prove them with."""
+        None if this node has none to prove them with, or has archived their bodies."""
+        if height <= self.pruned_height():
+            return None
         rows = self._db.execute(
             "SELECT b.data, f.certificate, f.height FROM final f JOIN blocks b ON b.id = f.id"
             " WHERE f.height >= ? ORDER BY f.height LIMIT ?",

@@ -4,7 +4,7 @@ A block is the paper's data set with its hash (eqs. 10-13): the leader's ordered
 votes on. Every signed string carries the chain id and the epoch, so nothing signed for one chain holds on the other.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
 import msgspec
@@ -118,7 +118,30 @@ class Chain(Wire, frozen=True, tag="chain"):
     finalization: Certificate
 
 
-Message = Proposal | Votes | Status | Want | Body | Chain
+class Rejoin(Wire, frozen=True, tag="rejoin"):
+    """A member that has lost its journal asks how far the others are; `nonce` is fresh, so that no old report answers it."""
+
+    nonce: Bytes32
+
+
+class Report(Wire, frozen=True, tag="report"):
+    """Answers `Rejoin`, signed: `view` is the highest view that the sender may have signed in. `proof` is a certificate that
+    leads into that view or a few terms before it, so that a liar cannot name a view for ever ahead; None in the first terms."""
+
+    nonce: Bytes32
+    view: UInt
+    proof: Certificate | None
+    signature: Bytes64
+
+
+class Accusation(Wire, frozen=True, tag="accusation"):
+    """Two contradicting votes of one member, passed on so that every member holds the evidence."""
+
+    first: Vote
+    second: Vote
+
+
+Message = Proposal | Votes | Status | Want | Body | Chain | Rejoin | Report | Accusation
 decode_message = Decoder[Message](Message, "a consensus message", 4 << 20)  # type: ignore[arg-type]
 decode_block = Decoder(Block, "a block", 4 << 20)
 decode_vote = Decoder(Vote, "a vote", 1 << 10)
@@ -147,6 +170,30 @@ class Committee:
 
     def sign(self, key: SigningKey, signer: int, kind: Kind, view: int, block: bytes | None) -> Vote:
         return Vote(kind, view, block, signer, key.sign("vote", self._payload(kind, view, block)))
+
+    def report(
+        self, key: SigningKey, signer: int, nonce: bytes, view: int, proof: Certificate | None
+    ) -> Report:
+        return Report(nonce, view, proof, key.sign("report", self._report_payload(signer, nonce, view)))
+
+    def _report_payload(self, signer: int, nonce: bytes, view: int) -> bytes:
+        return encode((self.genesis.chain_id, self.epoch, signer, nonce, view))
+
+    def is_valid_report(self, report: Report, signer: int) -> bool:
+        """Signed by the member, with a view that its proof supports: at most a term for each member, who may all have
+        rejoined in turn since, beyond the view that the proof leads into."""
+        return self.term(report.view) <= self.term(self.opened_by(report.proof)) + self.size and is_valid(
+            self.genesis.keys[signer],
+            "report",
+            self._report_payload(signer, report.nonce, report.view),
+            report.signature,
+        )
+
+    def opened_by(self, cert: Certificate | None) -> int:
+        """The view that a certificate leads into; without any, the first."""
+        if cert is None:
+            return 1
+        return self.term_start(self.term(cert.view) + 1) if cert.kind == "nullify" else cert.view + 1
 
     def is_valid_vote(self, vote: Vote) -> bool:
         return (
@@ -186,10 +233,10 @@ class Committee:
             range(self.term(parent_view + 1), self.term(view - 1) + 1) if view - parent_view > 1 else range(0)
         )
 
-    def covering_terms(self, parent_view: int, view: int) -> list[tuple[int, int]]:
+    def covering_terms(self, parent_view: int, view: int) -> Iterator[tuple[int, int]]:
         """For each term touched by the views strictly between: (term, first skipped view)."""
         terms = self._skipped_terms(parent_view, view)
-        return [(t, max(parent_view + 1, self.term_start(t))) for t in terms]
+        return ((t, max(parent_view + 1, self.term_start(t))) for t in terms)
 
     def is_legal_parent(self, parent_view: int, view: int, skips: tuple[Certificate, ...]) -> bool:
         """Whether a block at `view` may build on `parent_view`, `skips` being exactly the list that shows it (section 2)."""

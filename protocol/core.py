@@ -17,6 +17,7 @@ from crypto.errors import DiptychError
 from crypto.sign import SigningKey
 from protocol import merkle
 from protocol.block import (
+    Accusation,
     Block,
     Body,
     Certificate,
@@ -25,6 +26,8 @@ from protocol.block import (
     Header,
     Message,
     Proposal,
+    Rejoin,
+    Report,
     Status,
     Vote,
     Votes,
@@ -39,6 +42,8 @@ MAX_TIMEOUT = 60.0
 STATUS_BUSY, STATUS_IDLE = 0.5, 5.0
 VOTES_IN_STATUS = 48
 MAX_ORPHANS = 128
+MAX_EVIDENCE = 4
+"""Pairs kept of each kind and member: one convicts, and a liar could make one a view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,13 @@ class SaveVote:
     """Own vote; must be durable before it is sent, for ever (I8)."""
 
     vote: Vote
+
+
+@dataclass(frozen=True, slots=True)
+class SaveAbstention:
+    """Sign nothing in views up to `until`; None: nothing at all until enough members have reported (rule "Rejoin")."""
+
+    until: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +109,9 @@ class Halted:
     reason: str
 
 
-Effect = SaveVote | SaveBlock | SaveCertificate | Finalized | Record | Send | ServeChain | Halted
+Effect = (
+    SaveVote | SaveAbstention | SaveBlock | SaveCertificate | Finalized | Record | Send | ServeChain | Halted
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +135,9 @@ class Restored:
     votes: list[Vote] = field(default_factory=list)
     final_txs: list[Pending] = field(default_factory=list)
     halted: str | None = None
+    abstain_until: int | None = 0
+    """As in `SaveAbstention`; 0 where the journal has been whole from the first vote on."""
+    evidence: list[Evidence] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -134,7 +151,11 @@ class _Held:
 
 
 class Core:
-    """One member of one epoch. `me` is its index, or None for an observer that follows without voting."""
+    """One member of one epoch. `me` is its index, or None for an observer that follows without voting.
+
+    `nonce` is 32 fresh random bytes, used only if `restored` says that the journal was lost; without them such a core syncs
+    and never signs again.
+    """
 
     def __init__(
         self,
@@ -144,6 +165,7 @@ class Core:
         restored: Restored,
         now: float,
         wall_ms: int,
+        nonce: bytes | None = None,
     ) -> None:
         self.committee, self.mempool, self._key = committee, mempool, key
         genesis = committee.genesis
@@ -154,6 +176,10 @@ class Core:
         self.view = self.tip.view + 1
         self.halted: str | None = None
         self.deadline: float | None = None
+        self.abstain_until = restored.abstain_until
+        self._nonce = nonce
+        self._reports: dict[int, int] = {}
+        """While the abstention is open: the views that members reported."""
         self._backoff = 0
         self._status_at = now
         self._effects: list[Effect] = []
@@ -169,6 +195,8 @@ class Core:
         """First valid vote of each (view, kind, signer) above the tip."""
         self._accused: set[tuple[int, str, int]] = set()
         """Those of which a second one is on record as evidence; a third adds nothing."""
+        self._convicted: dict[tuple[int, str], set[tuple[int, bytes | None, int, bytes | None]]] = {}
+        """By signer and kind: views and blocks of the pairs on record."""
         self._own: dict[tuple[int, str], Vote] = {}
         self._waiting_since: float | None = None
         self._asked: dict[bytes, float] = {}
@@ -200,6 +228,12 @@ class Core:
                 self._on_body(message.block, src)
             case Chain():
                 self._on_chain(message, src)
+            case Rejoin():
+                self._on_rejoin(message, src)
+            case Report():
+                self._on_report(message, src)
+            case Accusation():
+                self._on_accusation(message)
         self._progress()
 
     def submit(self, now: float, wall_ms: int) -> None:
@@ -214,8 +248,11 @@ class Core:
         self.mempool.expire(wall_ms)
         self._progress()
         if now >= self._status_at:
-            self._status_at = now + (STATUS_BUSY if self._has_work() else STATUS_IDLE)
+            is_busy = self._has_work() or self.abstain_until is None
+            self._status_at = now + (STATUS_BUSY if is_busy else STATUS_IDLE)
             self._send(self._status())
+            if self.abstain_until is None and self._nonce and self.me is not None:
+                self._send(Rejoin(self._nonce))
             self._repeat_proposal()
             self._ask_again()
 
@@ -273,6 +310,7 @@ class Core:
             return True
         if not self.committee.is_valid_certificate(cert):
             return False
+        self._compare(cert)
         self._certified(cert, src)
         return True
 
@@ -281,6 +319,7 @@ class Core:
         final = dict(self._final_ids).get(cert.view)
         is_other = final != cert.block and cert.view >= self._final_ids[0][0]
         if cert.kind == "finalize" and is_other and self.committee.is_valid_certificate(cert):
+            self._compare(cert)
             self._halt(f"a finalized block of view {cert.view} is not on our chain")
         return cert.kind == "nullify" or final in (None, cert.block)
 
@@ -290,7 +329,7 @@ class Core:
             known = self._notarizations.setdefault(cert.view, cert)
             if known is not cert:
                 if known.block != cert.block:
-                    self._accuse(known, cert)
+                    self._compare(cert)
                     self._halt(f"view {cert.view} has two notarized blocks")
                 return
             self._waiting_since = self._now if self._waiting_since is None else self._waiting_since
@@ -309,17 +348,28 @@ class Core:
         else:
             if self._finalization is None or self._finalization.view < cert.view:
                 self._finalization = cert
+                # The others go on: whoever only lacks the block must not spoil the term it comes into by a nullify.
+                self._backoff, self.deadline = 0, None
             self._need(cert.block, src)
             self._enter(cert.view + 1)
         self._effects.append(SaveCertificate(cert))
 
-    def _accuse(self, first: Certificate, second: Certificate) -> None:
-        """Two contradicting certificates hold at least 2Q-n pairs of contradicting votes."""
-        for a in self.committee.votes_of(first):
-            for b in self.committee.votes_of(second):
-                evidence = conflict(self.committee, a, b)
-                if evidence:
-                    self._effects.append(Record(evidence))
+    def _compare(self, cert: Certificate) -> None:
+        """Hold the votes in a valid certificate against those known: two contradicting certificates share at least 2Q-n
+        signers, and each of them is guilty."""
+        term = self.committee.term
+        known = [*self._notarizations.values(), *self._nullifications.values()]
+        known += [c for c in (self._finalization, self.tip.certificate) if c]
+        against = [
+            vote
+            for other in known
+            if (other.view == cert.view and other.block != cert.block)
+            or (term(other.view) == term(cert.view) and {other.kind, cert.kind} == {"nullify", "finalize"})
+            for vote in self.committee.votes_of(other)
+        ]
+        for vote in self.committee.votes_of(cert):
+            for other in (*against, *self._votes_against(vote)):
+                self._convict(other, vote)
 
     def _covers(self, view: int) -> bool:
         """Whether a known nullification covers `view`."""
@@ -330,7 +380,10 @@ class Core:
 
     def _on_vote(self, vote: Vote) -> None:
         horizon = self.view + 2 * self.committee.genesis.term_length
-        if not self.tip.view < vote.view <= horizon or vote.signer == self.me:
+        if vote.view > horizon or vote.signer == self.me:
+            return
+        if vote.view <= self.tip.view:  # too late to count, not too late to convict
+            self._on_pair(vote, *self._votes_against(vote))
             return
         key = (vote.view, vote.kind, vote.signer)
         known = self._votes.get(key)
@@ -343,9 +396,7 @@ class Core:
 
     def _add_vote(self, vote: Vote) -> None:
         for other in self._votes_against(vote):
-            evidence = conflict(self.committee, other, vote)
-            if evidence:
-                self._effects.append(Record(evidence))
+            self._convict(other, vote)
         if self._votes.setdefault((vote.view, vote.kind, vote.signer), vote) is not vote:
             return
         same = [
@@ -360,16 +411,83 @@ class Core:
         """The signer's known votes that `vote` could contradict: of the same view, and for E4 of the same term."""
         start = self.committee.term_start(self.committee.term(vote.view))
         keys = [(vote.view, "notarize"), (vote.view, "finalize")]
+        if vote.signer >= self.committee.size or vote.view <= self._votes_from():
+            return []
         if vote.kind == "finalize":
             keys += [(u, "nullify") for u in range(start, vote.view + 1)]
         elif vote.kind == "nullify":
             keys += [(v, "finalize") for v in range(vote.view, start + self.committee.genesis.term_length)]
         return [known for view, kind in keys if (known := self._votes.get((view, kind, vote.signer)))]
 
+    def _votes_from(self) -> int:
+        """Votes up to this view are forgotten. Those of the tip's term stay: E4 and Rule F look back to its first view."""
+        tip = self.tip.view
+        return min(tip, self.committee.term_start(self.committee.term(tip)) - 1) if tip else 0
+
+    # --- evidence ----------------------------------------------------------------------------------------------------------
+
+    def _on_accusation(self, accusation: Accusation) -> None:
+        self._on_pair(accusation.second, accusation.first, checked=False)
+
+    def _on_pair(self, vote: Vote, *others: Vote, checked: bool = True) -> None:
+        """A vote from outside, verified only if it contradicts one of `others` and the pair is not yet on record; `others`
+        too unless `checked`."""
+        for other in others:
+            evidence = conflict(self.committee, other, vote)
+            if evidence is None or not self._is_news(evidence):
+                continue
+            if self.committee.is_valid_vote(vote) and (checked or self.committee.is_valid_vote(other)):
+                self._convict(other, vote)
+
+    def _is_news(self, evidence: Evidence) -> bool:
+        known = self._convicted.get((evidence.first.signer, evidence.kind), set())
+        return len(known) < MAX_EVIDENCE and _pair(evidence) not in known
+
+    def _convict(self, a: Vote, b: Vote) -> None:
+        """Record two valid votes if they contradict each other, and tell all members; each of them does once."""
+        evidence = conflict(self.committee, a, b)
+        if evidence is None or not self._is_news(evidence):
+            return
+        self._convicted.setdefault((a.signer, evidence.kind), set()).add(_pair(evidence))
+        self._effects.append(Record(evidence))
+        self._send(Accusation(evidence.first, evidence.second))
+
+    # --- a lost journal (rule "Rejoin") ----------------------------------------------------------------------------------------
+
+    def _may_sign(self, view: int) -> bool:
+        return self._key is not None and self.abstain_until is not None and view > self.abstain_until
+
+    def _on_rejoin(self, ask: Rejoin, src: int) -> None:
+        """Say how far this member may have signed; one that is lost itself does not know."""
+        if self._key is None or self.me is None or self.abstain_until is None:
+            return
+        if self._is_due("report", src, 0):
+            candidates = [*self._notarizations.values(), *self._nullifications.values()]
+            candidates += [c for c in (self._finalization, self.tip.certificate) if c]
+            proof = max(candidates, key=self.committee.opened_by, default=None)
+            view = max(self.view, self.abstain_until)
+            self._send(self.committee.report(self._key, self.me, ask.nonce, view, proof), src)
+
+    def _on_report(self, report: Report, src: int) -> None:
+        """With reports from a quorum of others: whoever signed what led this member into its last view is among them, so that
+        view opens at most the term after the highest reported one. The abstention ends with the first view of that term."""
+        if self.abstain_until is not None or src == self.me or report.nonce != self._nonce:
+            return
+        if not self.committee.is_valid_report(report, src):
+            return
+        if report.proof and not self._on_certificate(report.proof, src):
+            return
+        self._reports[src] = report.view
+        if len(self._reports) >= self.committee.quorum:
+            last = max(self._reports.values())
+            self.abstain_until = self.committee.term_start(self.committee.term(last) + 1)
+            self._effects.append(SaveAbstention(self.abstain_until))
+
     def _sign(self, kind: str, view: int, block: bytes | None) -> Vote:
         """Sign, journal and count an own vote; the caller has checked the rule that allows it."""
         assert self._key is not None
         assert self.me is not None
+        assert self._may_sign(view), "no vote in a view that a lost journal may hold votes of"
         assert (view, kind) not in self._own, "I1: one vote of a kind per view"
         vote = self.committee.sign(self._key, self.me, kind, view, block)  # type: ignore[arg-type]
         self._own[view, kind] = vote
@@ -384,7 +502,9 @@ class Core:
 
     def _try_propose(self) -> None:
         view = self.view
-        if not self._is_leader() or (view, "notarize") in self._own or (view, "nullify") in self._own:
+        if not self._is_leader() or not self._may_sign(view):
+            return
+        if (view, "notarize") in self._own or (view, "nullify") in self._own:
             return
         parent = self._parent_for(view)
         if parent is None:
@@ -499,7 +619,7 @@ class Core:
 
     def _try_notarize(self) -> None:
         proposal = self._proposals.get(self.view)
-        if proposal is None or self.me is None or self._key is None:
+        if proposal is None or not self._may_sign(self.view):
             return
         header = proposal.block.header
         held = self._held.get(header.id)
@@ -614,18 +734,16 @@ class Core:
         missing = {b.header.parent for b in self._orphans.values()}
         certificates = [*self._notarizations.values(), *([self._finalization] if self._finalization else [])]
         missing.update(c.block for c in certificates[-2:] if c.block)
-        for block_id in missing - self._held.keys() - self._orphans.keys() - {self.tip.id}:
+        for block_id in sorted(missing - self._held.keys() - self._orphans.keys() - {self.tip.id}):
             self._asked[block_id] = self._now
             self._send(Want(block_id))
 
     # --- finality (rules "On Q notarize", "On Q finalize") -----------------------------------------------------------------
 
     def _try_finalize_votes(self) -> None:
-        if self.me is None or self._key is None:
-            return
         signed = []
         for view, cert in sorted(self._notarizations.items()):
-            if (view, "finalize") in self._own or cert.block is None or view <= self.tip.view:
+            if (view, "finalize") in self._own or cert.block is None or not self._may_sign(view):
                 continue
             held = self._held.get(cert.block)
             notarized = self._own.get((view, "notarize"))
@@ -640,6 +758,8 @@ class Core:
     def _has_nullified_up_to(self, view: int) -> bool:
         """Rule F: an own nullify(u) with u <= view in the same term forbids finalize(view)."""
         first = self.committee.term_start(self.committee.term(view))
+        if self.abstain_until is None or first <= self.abstain_until <= view:
+            return True  # the lost journal may hold a nullify of that very view
         return any((u, "nullify") in self._own for u in range(first, view + 1))
 
     def _commit(self) -> None:
@@ -674,12 +794,10 @@ class Core:
 
     def _prune(self) -> None:
         """Forget what lies at or below the tip's view or no longer descends from the tip."""
-        view = self.tip.view
+        view, first = self.tip.view, self._votes_from()
         term = self.committee.term(view)
-        # Votes of the tip's own term stay: Rule F and E4 look back to the first view of a term.
-        first = min(view, self.committee.term_start(term) - 1)
         self._own = {k: v for k, v in self._own.items() if k[0] > first}
-        self._votes = {k: v for k, v in self._votes.items() if k[0] > view}
+        self._votes = {k: v for k, v in self._votes.items() if k[0] > first}
         self._notarizations = {v: c for v, c in self._notarizations.items() if v > view}
         self._nullifications = {t: c for t, c in self._nullifications.items() if t >= term}
         self._accused = {k for k in self._accused if k[0] > view}
@@ -709,7 +827,7 @@ class Core:
             return
         if self.deadline is None:
             self.deadline = self._now + self._timeout()
-        if self._now < self.deadline or self.me is None or self._key is None:
+        if self._now < self.deadline or not self._may_sign(self.view):
             return
         view = self.view
         term = self.committee.term(view)
@@ -823,6 +941,9 @@ class Core:
 
     def _restore(self, restored: Restored) -> None:
         """Rule "Restart": blocks, certificates and own votes above the tip; the view follows from them."""
+        for evidence in restored.evidence:
+            key = (evidence.first.signer, evidence.kind)
+            self._convicted.setdefault(key, set()).add(_pair(evidence))
         self.mempool.finalize(restored.final_txs, self.tip.time_ms)
         for block in sorted(restored.blocks, key=lambda b: b.header.height):
             self._connect(block, None)
@@ -837,6 +958,12 @@ class Core:
         self._backoff, self.deadline = 0, None
         self.halted = restored.halted or self.halted
         self._effects.clear()
+
+
+def _pair(evidence: Evidence) -> tuple[int, bytes | None, int, bytes | None]:
+    """What tells two pieces of evidence apart; signatures do not, as their maker can vary them."""
+    first, second = evidence.first, evidence.second
+    return first.view, first.block, second.view, second.block
 
 
 def genesis_tip(committee: Committee) -> Tip:

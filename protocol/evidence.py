@@ -17,11 +17,12 @@ decode_evidence = Decoder(Evidence, "a piece of evidence", 4 << 10)
 
 
 def conflict(committee: Committee, a: Vote, b: Vote) -> Evidence | None:
-    """The evidence that two valid votes of one signer make, if they contradict each other."""
+    """The evidence that two valid votes of one signer make, if they contradict each other; the same for (b, a)."""
     if a.signer != b.signer:
         return None
     if a.view == b.view and a.block and b.block and a.block != b.block:
         kind = "E3" if a.kind != b.kind else "E1" if a.kind == "notarize" else "E2"
+        a, b = sorted((a, b), key=lambda v: (v.kind != "notarize", v.block))
         return Evidence(kind, a, b)
     for nullify, finalize in ((a, b), (b, a)):
         if (

@@ -125,6 +125,18 @@ def test_a_member_who_votes_for_block_after_block_fills_the_record_once():
     assert sum(isinstance(e, Record) for e in effects) == 1
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_nullify_and_a_later_finalize_in_one_term_are_recorded_whichever_comes_first(order):
+    cluster = cut_off()
+    sign = cluster.committee.sign
+    votes = [sign(cluster.keys[2], 2, "nullify", 1, None), sign(cluster.keys[2], 2, "finalize", 3, b"x" * 32)]
+    effects = []
+    for i in order:
+        effects += receive(cluster, 0, 3, Votes((votes[i],), None))
+    found = [e.evidence for e in effects if isinstance(e, Record)]
+    assert [(e.kind, {e.first, e.second}) for e in found] == [("E4", set(votes))]
+
+
 def test_asking_for_a_block_again_and_again_is_answered_once_in_half_a_second():
     cluster = cut_off()
     cluster.submit(request_tx(1), to=0)

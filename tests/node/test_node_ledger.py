@@ -1,0 +1,182 @@
+"""The ledger: the same blocks give the same state and root however they come, and a crash between two blocks loses nothing."""
+
+import shutil
+import sqlite3
+
+import pytest
+
+from crypto.codec import encode
+from crypto.errors import Malformed
+from crypto.sign import SigningKey
+from node.ledger import Ledger
+from protocol import contract
+from protocol.block import Block
+from protocol.identity import Credential, SignedCredential
+from protocol.tx import Action, Attest, Certify, Publish, Request, Revoke, Rule, Tx, decode_tx
+from tests.simulation.cluster import WALL0, Cluster
+
+AUTHORITY = SigningKey(bytes([77]) * 32)
+DOCTOR, PATIENT, USER = (SigningKey(bytes([i]) * 32) for i in (11, 12, 13))
+RECORD = b"r" * 16
+CLUSTER = Cluster()
+GENESIS = CLUSTER.genesis
+
+
+class MemoryState(dict):
+    def put(self, key: bytes, value: bytes) -> None:
+        self[key] = value
+
+
+def credential(key: SigningKey, role: str) -> Certify:
+    body = Credential(key.public, role, (f"role:{role}",), bytes(32), None, WALL0, WALL0 + 10**6)
+    return Certify(SignedCredential.issue(body, AUTHORITY))
+
+
+def make_chain() -> list[Block]:
+    """A history with every action, allowed and refused, an empty block and a busy one."""
+    rule = Rule("role:user", ("research",), None, ())
+    history: list[list[tuple[SigningKey, Action]]] = [
+        [
+            (AUTHORITY, credential(k, r))
+            for k, r in ((DOCTOR, "doctor"), (PATIENT, "patient"), (USER, "user"))
+        ],
+        [
+            (DOCTOR, Attest(RECORD, PATIENT.public, bytes(32))),
+            (USER, Attest(RECORD, PATIENT.public, bytes(32))),
+        ],
+        [],
+        [(PATIENT, Publish(RECORD, 1, b"c" * 32, b"sealed", rule)), (USER, Request(RECORD, "research"))],
+        [
+            *((USER, Request(RECORD, p)) for p in ("research", "treatment", "research", "research")),
+            *((DOCTOR, Request(b"x" * 16, "research")) for _ in range(40)),
+        ],
+        [(AUTHORITY, Revoke(USER.public)), (USER, Request(RECORD, "research"))],
+    ]
+    blocks: list[Block] = []
+    number = 0
+    for view, actions in enumerate(history, 1):
+        raws = []
+        for sender, action in actions:
+            number += 1
+            nonce = number.to_bytes(16, "big")
+            raws.append(encode(Tx.make(GENESIS.chain_id, sender, nonce, WALL0 + 500_000, action)))
+        blocks.append(CLUSTER.block(view, *raws, parent=blocks[-1].header if blocks else None))
+    return blocks
+
+
+CHAIN = make_chain()
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    made = Ledger(tmp_path, GENESIS)
+    yield made
+    made.close()
+
+
+def contents(ledger: Ledger) -> list[list[tuple]]:
+    return [
+        ledger._db.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()
+        for table in ("state", "receipts", "executed")
+    ]
+
+
+@pytest.fixture
+def expected(tmp_path_factory):
+    made = Ledger(tmp_path_factory.mktemp("expected"), GENESIS)
+    made.execute(CHAIN)
+    yield contents(made)
+    made.close()
+
+
+def test_a_new_ledger_stands_at_genesis(ledger):
+    assert ledger.head() == (0, GENESIS.hash)
+
+
+def test_the_ledger_is_the_contract_applied_in_order(ledger):
+    receipts = ledger.execute(CHAIN)
+    state, root, plain = MemoryState(), GENESIS.hash, []
+    for block in CHAIN:
+        h = block.header
+        of_block = [
+            contract.apply(state, GENESIS, decode_tx(raw), h.height, position, h.time_ms)
+            for position, raw in enumerate(block.txs)
+        ]
+        root = contract.next_root(root, h.id, of_block)
+        plain += of_block
+    assert receipts == plain
+    assert ledger.head() == (len(CHAIN), root)
+    assert {k: ledger.get(k) for k in state} == dict(state)
+    assert [ledger.receipt(r.tx) for r in plain] == plain
+    assert sum(r.ok for r in plain) < len(plain)
+
+
+@pytest.mark.parametrize("height", range(len(CHAIN) + 1))
+def test_a_crash_at_any_height_and_going_on_from_there_gives_the_same_ledger(tmp_path, expected, height):
+    ledger = Ledger(tmp_path, GENESIS)
+    ledger.execute(CHAIN[:height])
+    ledger.close()
+    ledger = Ledger(tmp_path, GENESIS)
+    assert ledger.head()[0] == height
+    new = ledger.execute(CHAIN)
+    assert {r.height for r in new} == {b.header.height for b in CHAIN[height:] if b.txs}
+    assert contents(ledger) == expected
+    ledger.close()
+
+
+def test_one_block_at_a_time_repeated_or_all_at_once_is_the_same(ledger, expected):
+    for block in CHAIN:
+        ledger.execute([block])
+        assert ledger.execute([block]) == []
+    assert ledger.execute(CHAIN) == []
+    assert contents(ledger) == expected
+
+
+def test_a_block_above_a_gap_is_not_executed(ledger):
+    assert ledger.execute(CHAIN[2:]) == []
+    assert ledger.head() == (0, GENESIS.hash)
+
+
+def test_a_failure_in_the_middle_keeps_nothing_of_all_the_blocks(ledger):
+    bad = CLUSTER.block(3, b"no transaction", parent=CHAIN[1].header)
+    before = contents(ledger)
+    with pytest.raises(Malformed):
+        ledger.execute([*CHAIN[:2], bad])
+    assert contents(ledger) == before
+    assert len(ledger.execute(CHAIN[:2])) == 5
+
+
+def test_a_full_disk_in_the_middle_keeps_nothing_and_the_blocks_are_executed_later(ledger, expected):
+    ledger._db.execute("PRAGMA max_page_count = 1").fetchone()
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        ledger.execute(CHAIN)
+    assert ledger.head() == (0, GENESIS.hash)
+    ledger._db.execute("PRAGMA max_page_count = 100000").fetchone()
+    ledger.execute(CHAIN)
+    assert contents(ledger) == expected
+
+
+def test_a_power_cut_in_the_middle_of_a_block_leaves_the_last_whole_one(tmp_path, ledger, expected):
+    ledger.execute(CHAIN[:2])
+    ledger._db.execute("BEGIN IMMEDIATE")
+    ledger.put(b"half", b"done")
+    shutil.copytree(tmp_path, tmp_path / "after")
+    ledger._db.execute("ROLLBACK")
+    after = Ledger(tmp_path / "after", GENESIS)
+    assert after.get(b"half") is None
+    after.execute(CHAIN)
+    assert contents(after) == expected
+    after.close()
+
+
+def test_the_access_log_has_every_request_for_the_record_in_order_and_in_pages(ledger):
+    ledger.execute(CHAIN)
+    log = ledger.access_log(RECORD, (0, 0), 100)
+    assert [(r.height, r.position) for r in log] == [(4, 1), (5, 0), (5, 1), (5, 2), (5, 3), (6, 1)]
+    assert [r.code for r in log] == ["allowed", "allowed", "wrong-purpose", "allowed", "allowed", "revoked"]
+    pages, after = [], (0, 0)
+    while page := ledger.access_log(RECORD, after, 2):
+        pages += page
+        after = (page[-1].height, page[-1].position)
+    assert pages == log
+    assert ledger.access_log(b"y" * 16, (0, 0), 100) == []

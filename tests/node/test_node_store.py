@@ -1,0 +1,383 @@
+"""The journal: what a step writes is there whole or not at all, nothing signed is forgotten or contradicted, and its pages bring others up."""
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from crypto.codec import encode
+from crypto.errors import Conflict
+from node import store as store_module
+from node.store import Store
+from protocol.block import Block, Certificate, Chain, decode_message, decode_vote
+from protocol.core import (
+    Core,
+    Effect,
+    Finalized,
+    Halted,
+    Record,
+    Restored,
+    SaveBlock,
+    SaveCertificate,
+    SaveVote,
+)
+from protocol.evidence import Evidence, conflict
+from protocol.mempool import Mempool, Pending
+from protocol.tx import decode_tx
+from tests.simulation.cluster import WALL0, Cluster, Disk, Link, make_genesis, request_tx
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    made = Cluster()
+    made.cut = lambda a, b: True
+    return made
+
+
+@pytest.fixture
+def store(tmp_path, cluster):
+    made = Store(tmp_path / "data", cluster.committee)
+    yield made
+    made.close()
+
+
+def vote_of(cluster: Cluster, kind: str, view: int, block: bytes | None = None) -> SaveVote:
+    return SaveVote(cluster.committee.sign(cluster.keys[0], 0, kind, view, block))
+
+
+def entries(block: Block) -> tuple[Pending, ...]:
+    return tuple(Pending(raw, decode_tx(raw)) for raw in block.txs)
+
+
+def chain_of(cluster: Cluster, *views: int, txs_each: int = 1) -> list[Block]:
+    """Blocks at these views (of one term), each with transactions of its own."""
+    blocks: list[Block] = []
+    for view in views:
+        raws = [request_tx(100 * view + k) for k in range(txs_each)]
+        blocks.append(cluster.block(view, *raws, parent=blocks[-1].header if blocks else None))
+    return blocks
+
+
+def finalized(cluster: Cluster, blocks: list[Block], named: Block | None = None) -> list[Effect]:
+    """The effects that make `blocks` final by a finalization of the last, or of `named` above it."""
+    header = (named or blocks[-1]).header
+    cert = cluster.certificate("finalize", header.view, header.id)
+    saves: list[Effect] = [SaveBlock(b) for b in blocks]
+    return [*saves, Finalized(tuple((b, entries(b)) for b in blocks), cert), SaveCertificate(cert)]
+
+
+def core_from(cluster: Cluster, restored: Restored, me: int = 0) -> Core:
+    mempool = Mempool(cluster.genesis.chain_id)
+    return Core(cluster.committee, cluster.keys[me], mempool, restored, cluster.now, cluster.wall())
+
+
+def state_of(core: Core) -> tuple:
+    """All that a restart must bring back."""
+    return (
+        core.tip,
+        core.view,
+        core.halted,
+        core.abstain_until,
+        dict(core._own),
+        {i: h.is_valid for i, h in core._held.items()},
+        set(core._orphans),
+        dict(core._notarizations),
+        dict(core._nullifications),
+        core._finalization,
+        dict(core.mempool.final),
+    )
+
+
+# --- one step, whole or not at all -------------------------------------------------------------------------------------
+
+
+def test_a_step_that_fails_at_its_last_effect_keeps_nothing_of_it(store, cluster):
+    first = vote_of(cluster, "nullify", 1)
+    store.apply([first])
+    before = store.load()
+    blocks = chain_of(cluster, 1, 2)
+    step = [
+        SaveBlock(blocks[0]),
+        SaveCertificate(cluster.certificate("notarize", 1, blocks[0].header.id)),
+        *finalized(cluster, blocks[:1]),
+        vote_of(cluster, "notarize", 2, blocks[1].header.id),
+        Halted("reason"),
+        first,
+    ]
+    with pytest.raises(sqlite3.IntegrityError):
+        store.apply(step)
+    assert store.load() == before
+    assert store.block_at(1) is None
+    store.apply(step[:-1])
+    assert store.load().tip.height == 1
+
+
+@pytest.mark.parametrize("kind", ["notarize", "finalize", "nullify"])
+def test_a_second_vote_of_a_kind_in_a_view_is_never_written(store, cluster, kind):
+    blocks = [None] if kind == "nullify" else [b"x" * 32, b"y" * 32]
+    store.apply([vote_of(cluster, kind, 3, blocks[0])])
+    with pytest.raises(sqlite3.IntegrityError):
+        store.apply([vote_of(cluster, kind, 3, blocks[-1])])
+    assert [v.block for v in store.load().votes] == [blocks[0]]
+
+
+def test_a_disk_without_room_refuses_the_step_and_takes_it_later(store, cluster):
+    blocks = chain_of(cluster, 1, txs_each=200)
+    store._db.execute("PRAGMA max_page_count = 1").fetchone()
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        store.apply(finalized(cluster, blocks))
+    assert store.load().tip.height == 0
+    store._db.execute("PRAGMA max_page_count = 100000").fetchone()
+    store.apply(finalized(cluster, blocks))
+    assert store.load().tip.height == 1
+
+
+def test_what_was_written_when_the_process_died_is_there_and_the_open_step_is_not(tmp_path, cluster, store):
+    """The files of a living store, copied in the middle of a transaction, are what a power cut leaves."""
+    store.apply([vote_of(cluster, "nullify", 1)])
+    store._db.execute("BEGIN IMMEDIATE")
+    store._db.execute("INSERT INTO votes VALUES (2, 'nullify', x'00')")
+    shutil.copytree(tmp_path / "data", tmp_path / "after")
+    store._db.execute("ROLLBACK")
+    after = Store(tmp_path / "after", cluster.committee)
+    assert [(v.view, v.kind) for v in after.load().votes] == [(1, "nullify")]
+    after.close()
+
+
+# --- whose folder it is ------------------------------------------------------------------------------------------------
+
+
+def test_a_second_process_on_the_folder_is_refused_until_the_first_ends(tmp_path, cluster):
+    store = Store(tmp_path / "data", cluster.committee)
+    with pytest.raises(Conflict, match="in use by another process"):
+        Store(tmp_path / "data", cluster.committee)
+    program = (
+        "import sys; from pathlib import Path; from node.store import FolderLock\n"
+        "try: FolderLock(Path(sys.argv[1]))\n"
+        "except Exception as error: print(type(error).__name__)"
+    )
+
+    def other() -> str:
+        command = [sys.executable, "-c", program, str(tmp_path / "data")]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert other() == "Conflict"
+    store.close()
+    assert other() == ""
+
+
+def test_a_folder_of_another_chain_is_refused_and_left_usable(tmp_path, cluster):
+    Store(tmp_path, cluster.committee).close()
+    other = msgspec.structs.replace(cluster.genesis, chain_id="diptych/1/storage/other")
+    with pytest.raises(Conflict, match="another chain"):
+        Store(tmp_path, type(cluster.committee)(other))
+    Store(tmp_path, cluster.committee).close()
+
+
+# --- restarts ----------------------------------------------------------------------------------------------------------
+
+
+class StoreDisk(Disk):
+    """The model disk and a real journal side by side: every start is from the real one, and both must agree."""
+
+    def __init__(self, cluster: Cluster, host: int, folder: Path) -> None:
+        super().__init__(cluster.committee)
+        self._cluster, self._host, self._folder = cluster, host, folder
+        self.store = Store(folder, cluster.committee)
+        self.signed: set[bytes] = set()
+
+    def apply(self, effects: list[Effect]) -> None:
+        self.store.apply(effects)
+        super().apply(effects)
+        self.signed |= {encode(e.vote) for e in effects if isinstance(e, SaveVote)}
+
+    def load(self) -> Restored:
+        self.store.close()
+        self.store = Store(self._folder, self._cluster.committee)
+        real, model = self.store.load(), super().load()
+        assert state_of(core_from(self._cluster, real, self._host)) == state_of(
+            core_from(self._cluster, model, self._host)
+        )
+        return real
+
+    def page(self, height: int, size: int = 8) -> Chain | None:
+        return self.store.page(height)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cores_on_real_journals_crash_restart_and_catch_up_without_a_fork_or_a_forgotten_vote(
+    seed, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(store_module, "PAGE_BLOCKS", 5)
+    cluster = Cluster(seed=seed, link=Link(0.1, (0.001, 0.05), 0.1))
+    for i in range(4):
+        cluster.disks[i] = StoreDisk(cluster, i, tmp_path / str(i))
+        cluster.start(i)
+    for k in range(10):
+        cluster.submit(request_tx(k))
+        victim = cluster.random.randrange(4)
+        core = cluster.cores[victim]
+        if core and k % 3:
+            before, kept = state_of(core), (core.tip, core._own)
+            cluster.crash(victim)
+            after = core_from(cluster, cluster.disks[victim].load(), victim)
+            assert (after.tip, after._own) == kept
+            assert state_of(after)[:6] == before[:6]
+            cluster.run_for(cluster.random.uniform(0, 2))
+            cluster.start(victim)
+        cluster.run_for(cluster.random.uniform(0, 1))
+        cluster.check_prefixes()
+    cluster.link = Link()
+    cluster.submit(request_tx(99))
+    cluster.run_until(lambda: all(request_tx(99) in cluster.final_txs(i) for i in range(4)), 120)
+    cluster.check_prefixes()
+    for i, disk in enumerate(cluster.disks):
+        assert not disk.evidence, "an honest member never contradicts itself"
+        tip = cluster.cores[i].tip
+        first = cluster.committee.term_start(cluster.committee.term(tip.view))
+        held = {encode(v) for v in disk.store.load().votes}
+        ever = {d for d in disk.signed if decode_vote(d).view >= first}
+        assert held >= ever, "I8: own votes that may still matter are never forgotten"
+        disk.store.close()
+
+
+def test_transactions_of_the_last_ten_minutes_are_remembered_as_final(tmp_path, cluster):
+    store = Store(tmp_path, cluster.committee)
+    blocks = chain_of(cluster, 1, 2)
+    store.apply(finalized(cluster, blocks))
+    store.close()
+    store = Store(tmp_path, cluster.committee)
+    mempool = core_from(cluster, store.load()).mempool
+    for block in blocks:
+        with pytest.raises(Conflict, match="already final"):
+            mempool.add(block.txs[0], WALL0)
+    store.close()
+
+
+def test_a_halt_and_its_evidence_survive_a_restart(tmp_path, cluster):
+    pair = [cluster.committee.sign(cluster.keys[2], 2, "finalize", 5, b) for b in (b"x" * 32, b"y" * 32)]
+    evidence = conflict(cluster.committee, *pair)
+    assert isinstance(evidence, Evidence)
+    store = Store(tmp_path, cluster.committee)
+    store.apply([Record(evidence), Record(evidence), Halted("the chain is halted: look")])
+    store.close()
+    store = Store(tmp_path, cluster.committee)
+    assert store.evidence() == [evidence]
+    assert core_from(cluster, store.load()).halted == "the chain is halted: look"
+    store.close()
+
+
+# --- what is kept ------------------------------------------------------------------------------------------------------
+
+
+def test_blocks_that_lost_and_votes_of_past_terms_are_dropped_and_final_blocks_stay(store, cluster):
+    kept = chain_of(cluster, 1, 2, 3, 4)
+    lost = [cluster.block(1, request_tx(900)), cluster.block(3, request_tx(901), parent=kept[1].header)]
+    above = cluster.block(5, request_tx(902), parent=kept[3].header)
+    votes = [vote_of(cluster, "notarize", v, b"x" * 32) for v in (1, 4, 5, 6)]
+    store.apply([*map(SaveBlock, [*lost, above]), *votes, *finalized(cluster, kept)])
+    assert [store.block_at(h)[0] for h in (1, 2, 3, 4)] == kept
+    assert store.load().blocks == [above]
+    assert sorted(v.view for v in store.load().votes) == [1, 4, 5, 6], "the tip's own term still matters"
+    store.apply(finalized(cluster, [above]))
+    assert sorted(v.view for v in store.load().votes) == [5, 6]
+    count = store._db.execute("SELECT count(*) FROM blocks").fetchone()[0]
+    assert count == 5, "the blocks that lost are gone"
+
+
+def test_a_block_above_the_tip_is_there_after_a_restart_of_the_core(store, cluster):
+    blocks = chain_of(cluster, 1, 2)
+    store.apply(
+        [*map(SaveBlock, blocks), SaveCertificate(cluster.certificate("notarize", 1, blocks[0].header.id))]
+    )
+    core = core_from(cluster, store.load())
+    assert (core.view, set(core._held)) == (2, {b.header.id for b in blocks})
+
+
+# --- pages -------------------------------------------------------------------------------------------------------------
+
+
+def catch_up(cluster: Cluster, store: Store, me: int = 1) -> Core:
+    """A core with an empty disk that asks the store for page after page, over the wire."""
+    core = cluster.cores[me]
+    while core.tip.height < store.load().tip.height:
+        page = store.page(core.tip.height + 1)
+        assert page is not None
+        height = core.tip.height
+        core.receive(0, decode_message(encode(page)), cluster.now, cluster.wall())
+        assert core.tip.height > height, "every page brings the asker on"
+    return core
+
+
+def test_pages_bring_an_empty_core_up_across_runs_of_blocks_without_a_finalization_of_their_own(
+    store, cluster, monkeypatch
+):
+    blocks = chain_of(cluster, 1, 2, 3, 4)
+    parent = blocks[-1].header
+    for view in (5, 6, 7, 8):
+        blocks.append(cluster.block(view, request_tx(100 * view), parent=parent))
+        parent = blocks[-1].header
+    store.apply(finalized(cluster, blocks[:1]))
+    store.apply(finalized(cluster, blocks[1:6]))
+    store.apply(finalized(cluster, blocks[6:]))
+    for size in (1, 2, 3, 4, 256):
+        monkeypatch.setattr(store_module, "PAGE_BLOCKS", size)
+        fresh = Cluster()
+        core = catch_up(fresh, store)
+        assert core.tip.id == parent.id
+        assert core.tip.certificate.block == parent.id
+        assert len(core.mempool.final) == 8
+    monkeypatch.setattr(store_module, "PAGE_BLOCKS", 3)
+    page = store.page(2)
+    assert [b.header.height for b in page.blocks] == [2], "none of heights 2 to 4 has a finalization"
+    assert [h.height for h in page.links] == [3, 4, 5, 6]
+
+
+def test_a_node_that_stopped_inside_such_a_run_goes_on_and_serves_it_again(tmp_path, store, cluster):
+    blocks = chain_of(cluster, 1, 2, 3)
+    store.apply(finalized(cluster, blocks[:1], named=blocks[2]))
+    core = core_from(cluster, store.load())
+    assert (core.tip.height, core._finalization.block) == (1, blocks[2].header.id)
+    assert store.page(1) is None, "nothing final here proves the block yet"
+    store.apply(finalized(cluster, blocks[1:]))
+    fresh = Cluster()
+    assert catch_up(fresh, store).tip.id == blocks[2].header.id
+
+
+def test_a_page_holds_at_most_its_bytes_but_always_one_block(store, cluster, monkeypatch):
+    blocks = chain_of(cluster, 1, 2, 3, txs_each=3)
+    for block in blocks:
+        store.apply(finalized(cluster, [block]))
+    size = len(encode(blocks[0]))
+    for limit, count in ((1, 1), (size, 1), (2 * size, 2), (10 * size, 3)):
+        monkeypatch.setattr(store_module, "PAGE_BYTES", limit)
+        assert len(store.page(1).blocks) == count
+    assert store.page(4) is None
+    assert store.page(2**62) is None
+
+
+def test_the_finalization_of_a_block_is_served_with_it(store, cluster):
+    blocks = chain_of(cluster, 1, 2)
+    store.apply(finalized(cluster, blocks))
+    (first, none), (second, own) = store.block_at(1), store.block_at(2)
+    assert (first, second, none) == (blocks[0], blocks[1], None)
+    assert isinstance(own, Certificate)
+    assert cluster.committee.is_valid_certificate(own)
+    assert store.block_at(3) is None
+
+
+def test_a_chain_of_64_members_is_read_back(tmp_path):
+    genesis, _ = make_genesis(64)
+    cluster = Cluster(64)
+    cluster.cut = lambda a, b: True
+    store = Store(tmp_path, type(cluster.committee)(genesis))
+    blocks = chain_of(cluster, 1)
+    store.apply(finalized(cluster, blocks))
+    assert store.load().tip.id == blocks[0].header.id
+    store.close()

@@ -1,0 +1,169 @@
+"""The invariants I1-I9 of docs/protocol.md, checked from outside after every step of every honest host.
+
+Nothing here asks the code under test for its opinion: signatures, terms and contradictions are worked out anew.
+"""
+
+from typing import NoReturn
+
+from crypto.codec import encode
+from crypto.sign import is_valid
+from protocol.block import Block, Certificate, Message, Proposal, Status, Vote, Votes
+from protocol.core import (
+    Core,
+    Effect,
+    Finalized,
+    Halted,
+    Record,
+    Restored,
+    SaveBlock,
+    SaveCertificate,
+    SaveVote,
+)
+from protocol.genesis import Genesis
+from protocol.tx import decode_tx
+from tests.simulation.cluster import Oracle
+
+
+class Violation(AssertionError):
+    """An invariant is broken; the text begins with its name."""
+
+
+class Invariants(Oracle):
+    """`liars` are the Byzantine members; the hosts of all others are honest and checked."""
+
+    def __init__(self, genesis: Genesis, liars: frozenset[int]) -> None:
+        self._genesis, self._liars = genesis, liars
+        self.log: list[bytes] = []
+        """The one finalized chain, block ids by height from 1."""
+        self._txs: set[bytes] = set()
+        self._logs: dict[int, int] = {}
+        self._signed: dict[int, dict[tuple[int, str], bytes | None]] = {}
+        """All that the key of a member ever signed, lost disks or not."""
+        self._durable: dict[int, set[tuple[int, str]]] = {}
+        self._sent: dict[int, set[tuple[int, str]]] = {}
+        self._place: dict[int, tuple[int, int]] = {}
+        self._bodies: dict[bytes, set[int]] = {}
+        self._true: set[tuple[str, int, bytes | None, int, tuple[bytes, ...]]] = set()
+
+    def starts(self, host: int, core: Core, restored: Restored) -> None:
+        if self._is_liar(host):
+            return
+        view, height = self._place.get(host, (1, 0))
+        if core.view < view or core.tip.height < height:
+            self._fail("I3", host, f"at view {core.view} and height {core.tip.height} after {view}, {height}")
+        first = self._term_start(restored.tip.view) if restored.tip.view else 1
+        held = {(v.view, v.kind) for v in restored.votes}
+        lost = {key for key in self._sent.get(host, set()) if key[0] >= first} - held
+        if lost:
+            self._fail("I8", host, f"has forgotten its votes {sorted(lost)} after a restart")
+
+    def loses_disk(self, host: int) -> None:
+        for book in (self._sent, self._durable, self._place, self._logs):
+            book.pop(host, None)
+
+    def sends(self, host: int, message: Message) -> None:
+        if self._is_liar(host):
+            return
+        match message:
+            case Votes() | Status():
+                votes = message.votes
+            case Proposal():
+                votes = (message.vote,)
+            case _:
+                return
+        for vote in votes:
+            if vote.signer == host:
+                self._on_vote(host, vote)
+                if (vote.view, vote.kind) not in self._durable.get(host, set()):
+                    self._fail("I8", host, f"sends {vote.kind} in view {vote.view} before it is durable")
+                self._sent.setdefault(host, set()).add((vote.view, vote.kind))
+
+    def committed(self, host: int, core: Core, effects: list[Effect]) -> None:
+        if self._is_liar(host):
+            return
+        view, height = self._place.get(host, (1, 0))
+        if core.view < view or core.tip.height < height:
+            self._fail("I3", host, f"falls from view {view}, height {height}")
+        self._place[host] = core.view, core.tip.height
+        for effect in effects:
+            match effect:
+                case SaveVote(vote):
+                    self._on_vote(host, vote)
+                    self._durable.setdefault(host, set()).add((vote.view, vote.kind))
+                case SaveBlock(block):
+                    self._bodies.setdefault(block.header.id, set()).add(host)
+                case SaveCertificate(certificate):
+                    self._on_certificate(host, certificate)
+                case Finalized(blocks, certificate):
+                    self._on_certificate(host, certificate)
+                    for block, _ in blocks:
+                        self._on_final(host, block)
+                case Record(evidence):
+                    if evidence.first.signer not in self._liars:
+                        self._fail(
+                            "I9", host, f"records {evidence.kind} against honest n{evidence.first.signer}"
+                        )
+                case Halted(reason):
+                    self._fail("I4", host, f"halts: {reason}")
+
+    def _on_vote(self, member: int, vote: Vote) -> None:
+        signed = self._signed.setdefault(member, {})
+        key = (vote.view, vote.kind)
+        if signed.get(key, vote.block) != vote.block:
+            self._fail("I1", member, f"signs {vote.kind} twice in view {vote.view}")
+        if key in signed:
+            return
+        signed[key] = vote.block
+        other = "finalize" if vote.kind == "notarize" else "notarize"
+        if vote.kind != "nullify" and signed.get((vote.view, other), vote.block) != vote.block:
+            self._fail("I1", member, f"notarizes and finalizes different blocks in view {vote.view}")
+        start, length = self._term_start(vote.view), self._genesis.term_length
+        if vote.kind == "finalize" and any((u, "nullify") in signed for u in range(start, vote.view + 1)):
+            self._fail("I2", member, f"finalizes view {vote.view} after a nullify in its term")
+        if vote.kind == "nullify" and any(
+            (v, "finalize") in signed for v in range(vote.view, start + length)
+        ):
+            self._fail("I2", member, f"nullifies view {vote.view} at or before one it finalized in its term")
+
+    def _on_certificate(self, host: int, cert: Certificate) -> None:
+        key = (cert.kind, cert.view, cert.block, cert.signers, cert.signatures)
+        if key in self._true:
+            return
+        signers = [i for i in range(64) if cert.signers >> i & 1]
+        payload = encode((self._genesis.chain_id, 0, cert.kind, cert.view, cert.block))
+        good = len(signers) == len(cert.signatures) == self._genesis.quorum and all(
+            s < len(self._genesis.members) and is_valid(self._genesis.keys[s], "vote", payload, signature)
+            for s, signature in zip(signers, cert.signatures, strict=True)
+        )
+        if not good:
+            self._fail(
+                "I6", host, f"takes a certificate of view {cert.view} without a quorum of true signatures"
+            )
+        self._true.add(key)
+
+    def _on_final(self, host: int, block: Block) -> None:
+        height = self._logs.get(host, 0) + 1
+        self._logs[host] = height
+        if block.header.height != height:
+            self._fail("I4", host, f"finalizes height {block.header.height} where {height} is next")
+        block_id = block.header.id
+        if height <= len(self.log):
+            if self.log[height - 1] != block_id:
+                self._fail("I4", host, f"finalizes another block at height {height}: a fork")
+            return
+        self.log.append(block_id)
+        if len(self._bodies.get(block_id, set()) | self._liars) < self._genesis.quorum:
+            self._fail("I5", host, f"finalizes height {height} with fewer than a quorum of durable bodies")
+        ids = {decode_tx(raw).id for raw in block.txs}
+        if ids & self._txs or len(ids) != len(block.txs):
+            self._fail("I7", host, f"finalizes a transaction twice, at height {height}")
+        self._txs |= ids
+
+    def _is_liar(self, host: int) -> bool:
+        return host >= len(self._genesis.members) or host in self._liars
+
+    def _term_start(self, view: int) -> int:
+        return view - (view - 1) % self._genesis.term_length
+
+    def _fail(self, name: str, host: int, what: str) -> NoReturn:
+        raise Violation(f"{name}: n{host} {what}")

@@ -1,0 +1,303 @@
+"""One simulated run from one seed: a plan of faults and lies, carried out in virtual time under the oracles, shrunk if it fails.
+
+Faults strike for `STORM` seconds; then the network is whole, all hosts run, at most n-Q members are faulty, and every submitted
+transaction must become final on every honest host within `PATIENCE` seconds.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import crypto.sign
+import protocol.block
+from crypto.errors import DiptychError
+from protocol.block import Committee
+from protocol.core import Core
+from protocol.genesis import Genesis
+from protocol.quorum import Mode, quorum
+from tests.simulation.cluster import Cluster, Link, MakeCore, request_tx
+from tests.simulation.liars import LIARS, TWINS
+from tests.simulation.oracle import Invariants, Violation
+
+STORM, PATIENCE = 25.0, 400.0
+CRASH_POINTS = ("at rest", "before commit", "after commit", "between sends")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`kind`: crash, wipe, split or noise, from `at` for `seconds`; `value` says which or how."""
+
+    at: float
+    kind: str
+    seconds: float
+    value: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.value} at {self.at:.3f} for {self.seconds:.3f} s"
+
+
+@dataclass(frozen=True)
+class Plan:
+    seed: int
+    mode: Mode
+    members: int
+    term_length: int
+    base_timeout_ms: int
+    liars: tuple[tuple[int, str], ...]
+    submissions: tuple[tuple[float, int, int], ...]
+    skew: tuple[int, ...]
+    """How far the clock of each host is off, in milliseconds: less than the drift that nodes allow."""
+    faults: tuple[Fault, ...]
+
+    @classmethod
+    def make(cls, seed: int, mode: Mode) -> "Plan":
+        rng = random.Random(f"{mode} {seed}")
+        n = rng.choice((4, 4, 4, 5, 7)) if mode == "bft" else rng.choice((3, 3, 4, 5, 7))
+        spare = n - quorum(n, mode)
+        count = rng.randint(0, min(spare, 2 * quorum(n, mode) - n - 1)) if mode == "bft" else 0
+        liars = tuple((m, rng.choice((TWINS, *LIARS))) for m in rng.sample(range(n), count))
+        hosts = n + sum(kind == TWINS for _, kind in liars)
+        honest = [m for m in range(n) if m not in dict(liars)]
+        faults = []
+        for _ in range(rng.randint(0, 9)):
+            at, seconds = rng.uniform(0, STORM), rng.expovariate(0.3)
+            kind = rng.choice(("crash", "crash", "crash", "split", "split", "noise", "wipe"))
+            value: tuple[Any, ...]
+            if kind == "crash":
+                value = (rng.randrange(hosts), rng.choice(CRASH_POINTS), rng.randrange(8))
+            elif kind == "wipe":
+                value = (rng.choice(honest), rng.choice(CRASH_POINTS), rng.randrange(8))
+            elif kind == "split":
+                value = tuple(rng.randrange(2) for _ in range(hosts))
+            else:
+                delay = rng.choice((0.005, 0.05, 0.5))
+                value = (rng.choice((0.0, 0.05, 0.3)), delay, rng.choice((0.0, 0.3)))
+            faults.append(Fault(at, kind, seconds, value))
+        submissions = [(rng.uniform(0, STORM), k, rng.choice(honest)) for k in range(rng.randint(3, 15))]
+        return cls(
+            seed,
+            mode,
+            n,
+            rng.choice((1, 2, 4, 4, 8)),
+            rng.choice((200, 500, 1000)),
+            liars,
+            tuple(sorted(submissions)),
+            tuple(rng.choice((0, 0, -900, 900)) for _ in range(hosts)),
+            tuple(sorted(faults, key=lambda f: f.at)),
+        )
+
+    def keeping(self, indices: tuple[int, ...]) -> "Plan":
+        """Only some of the faults, by their place in the plan of the seed."""
+        return replace(self, faults=tuple(self.faults[i] for i in indices))
+
+
+@dataclass
+class Outcome:
+    digest: str = ""
+    violation: str | None = None
+    story: list[str] = field(default_factory=list)
+    blocks: int = 0
+    evidence: int = 0
+    events: int = 0
+
+
+@contextmanager
+def cheap_signatures() -> Iterator[None]:
+    """Remember the verdicts of the one signature check while a simulation runs: pure, and most of its time."""
+    original = crypto.sign.is_valid
+    cached = lru_cache(1 << 16)(original)
+    crypto.sign.is_valid = protocol.block.is_valid = cached
+    try:
+        yield
+    finally:
+        crypto.sign.is_valid = protocol.block.is_valid = original
+
+
+class Simulation:
+    """`core` and `committee` may be broken on purpose; `demand_rejoin` False models an operator whom nobody stops."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        core: MakeCore = Core,
+        committee: Callable[[Genesis], Committee] = Committee,
+        *,
+        demand_rejoin: bool = True,
+    ) -> None:
+        self.plan, self._demand_rejoin = plan, demand_rejoin
+        liars = dict(plan.liars)
+        twins = tuple(m for m, kind in plan.liars if kind == TWINS)
+        self.honest = [m for m in range(plan.members) if m not in liars]
+        self.down: dict[int, float] = {}
+        self._splits: list[tuple[int, ...]] = []
+        genesis = {"term_length": plan.term_length, "base_timeout_ms": plan.base_timeout_ms}
+
+        def make_core(host: int) -> MakeCore:
+            kind = liars.get(host)
+            return core if kind in (None, TWINS) else LIARS[kind]
+
+        self.cluster = Cluster(
+            plan.members,
+            plan.mode,
+            plan.seed,
+            make_oracle=lambda genesis: Invariants(genesis, frozenset(liars)),
+            make_core=make_core,
+            make_committee=committee,
+            twins=twins,
+            may_halt=True,
+            **genesis,
+        )
+        assert isinstance(self.cluster.oracle, Invariants)
+        self.oracle = self.cluster.oracle
+        self.cluster.on_crash = self._crashed
+        self.cluster.cut = lambda a, b: any(s[a] != s[b] for s in self._splits)
+
+    def run(self) -> Outcome:
+        with cheap_signatures():
+            violation = None
+            try:
+                self._storm()
+                self._calm()
+            except Violation as error:
+                violation = str(error)
+            except AssertionError as error:
+                violation = f"assertion: {error}"
+        c = self.cluster
+        evidence = sum(len(c.disks[h].evidence) for h in self.honest)
+        return Outcome(c.digest, violation, c.story, len(self.oracle.log), evidence, c.events)
+
+    def _storm(self) -> None:
+        c = self.cluster
+        c.skew[:] = self.plan.skew
+        for at, number, host in self.plan.submissions:
+            c.at(at, lambda number=number, host=host: self._submit(number, host))
+        for fault in self.plan.faults:
+            c.at(fault.at, lambda fault=fault: self._strike(fault))
+        c.run_for(STORM)
+
+    def _submit(self, number: int, host: int) -> None:
+        """Hand a transaction to one host, which tells the others as far as the network lets it."""
+        c = self.cluster
+        if not self._add(number, host):
+            return
+        for other in range(len(c.member)):
+            if other != host and not c.cut(host, other) and c.random.random() >= c.link.drop:
+                at = c.now + c.random.uniform(*c.link.delay)
+                c.at(at, lambda other=other: self._add(number, other))
+
+    def _add(self, number: int, host: int) -> bool:
+        try:
+            self.cluster.submit(request_tx(number), to=host)
+        except DiptychError:
+            return False  # already final
+        return self.cluster.cores[host] is not None
+
+    def _strike(self, fault: Fault) -> None:
+        c = self.cluster
+        c.say(f"fault: {fault}")
+        match fault.kind:
+            case "crash":
+                self._crash(*fault.value, seconds=fault.seconds)
+            case "wipe":
+                host = fault.value[0]
+                if self._may_wipe(host):
+                    c.crash(host)
+                    c.lose_disk(host, rejoin=self._demand_rejoin)
+                    self._crashed(host, fault.seconds)
+            case "split":
+                self._splits.append(fault.value)
+                c.at(c.now + fault.seconds, lambda: self._heal(fault.value))
+            case "noise":
+                drop, delay, duplicate = fault.value
+                c.link = Link(drop, (0.001, delay), duplicate)
+                c.at(c.now + fault.seconds, lambda: setattr(c, "link", Link()))
+
+    def _crash(self, host: int, point: Any, number: int, seconds: float) -> None:
+        if point == "at rest":
+            self.cluster.crash(host)
+            self._crashed(host, seconds)
+        elif self.cluster.cores[host]:
+            self.cluster.crash_next[host] = (point, number)
+            self.down[host] = seconds
+
+    def _crashed(self, host: int, seconds: float | None = None) -> None:
+        seconds = self.down.pop(host, 0.1) if seconds is None else seconds
+        self.cluster.at(self.cluster.now + seconds, lambda: self._restart(host))
+
+    def _restart(self, host: int) -> None:
+        if self.cluster.cores[host] is None:
+            self.cluster.say(f"{self.cluster.name(host)} starts again")
+            self.cluster.start(host)
+
+    def _heal(self, groups: tuple[int, ...]) -> None:
+        if groups in self._splits:
+            self._splits.remove(groups)
+            self.cluster.say("a partition heals")
+
+    def _may_wipe(self, host: int) -> bool:
+        """Members that lie or abstain count as faulty together; and a report needs a quorum of others."""
+        c = self.cluster
+        abstaining = [h for h in self.honest if h != host and self._abstains(h)]
+        spare = c.committee.size - c.committee.quorum - len(self.plan.liars)
+        return not abstaining and spare >= 1
+
+    def _abstains(self, host: int) -> bool:
+        c = self.cluster
+        until = c.disks[host].abstain_until
+        core = c.cores[host]
+        if until == 0:
+            return False
+        return (
+            until is None or core is None or core.view < c.committee.term_start(c.committee.term(until) + 1)
+        )
+
+    def _calm(self) -> None:
+        c = self.cluster
+        c.say("the storm is over")
+        self._splits.clear()
+        c.link = Link()
+        c.crash_next.clear()
+        for host in range(len(c.member)):
+            self._restart(host)
+        wanted = {request_tx(number) for _, number, _ in self.plan.submissions}
+        for _, number, _ in self.plan.submissions:
+            for host in self.honest:
+                self._add(number, host)
+
+        def all_final() -> bool:
+            height = max(len(c.disks[h].final) for h in self.honest)
+            return all(len(c.disks[h].final) == height for h in self.honest) and all(
+                wanted <= set(c.final_txs(h)) for h in self.honest
+            )
+
+        end = c.now + PATIENCE
+        while not all_final():
+            if c.now > end:
+                heights = {c.name(h): len(c.disks[h].final) for h in self.honest}
+                views = [core.view if core else None for core in c.cores]
+                raise Violation(
+                    f"liveness: not everything is final {PATIENCE} s after the storm: {heights}, {views}"
+                )
+            c.run_for(0.25)
+
+
+def simulate(plan: Plan, **broken: Any) -> Outcome:
+    return Simulation(plan, **broken).run()
+
+
+def shrink(plan: Plan, **broken: Any) -> tuple[int, ...]:
+    """The places of a few faults of a failing plan without any of which it no longer fails."""
+    kept = tuple(range(len(plan.faults)))
+    for index in range(len(plan.faults)):
+        fewer = tuple(i for i in kept if i != index)
+        if simulate(plan.keeping(fewer), **broken).violation:
+            kept = fewer
+    return kept
+
+
+def replay_command(plan: Plan, kept: tuple[int, ...] | None = None) -> str:
+    keep = "" if kept is None else f" --keep {','.join(map(str, kept)) or 'none'}"
+    return f"python -m tests.simulation.run --seed {plan.seed} --mode {plan.mode}{keep}"

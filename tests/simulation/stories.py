@@ -1,0 +1,172 @@
+"""Short runs that read as stories; `golden/` holds them, a test compares, `python -m tests.simulation.run --regenerate` rewrites.
+
+Every message takes exactly 10 ms here, so that a difference in a story is a difference in behaviour.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from protocol.block import Status
+from protocol.core import Core
+from tests.simulation.cluster import Cluster, Link, request_tx
+from tests.simulation.liars import Equivocator
+
+GOLDEN = Path(__file__).parent / "golden"
+STORIES: dict[str, Callable[[], Cluster]] = {}
+
+
+def story(tell: Callable[[], Cluster]) -> Callable[[], Cluster]:
+    STORIES[tell.__name__] = tell
+    return tell
+
+
+def cluster(n: int = 4, **options: Any) -> Cluster:
+    return Cluster(n, link=Link(delay=(0.01, 0.01)), **options)
+
+
+def everywhere(c: Cluster, number: int, *but: int) -> None:
+    """Submit a transaction to all and run until it is final on all hosts, but some."""
+    c.say(f"transaction {number} reaches every host")
+    c.submit(request_tx(number))
+    hosts = [i for i in range(len(c.cores)) if i not in but]
+    c.run_until(lambda: all(request_tx(number) in c.final_txs(i) for i in hosts))
+
+
+def stop(c: Cluster, i: int) -> None:
+    c.say(f"{c.name(i)} stops")
+    c.crash(i)
+
+
+def start(c: Cluster, i: int) -> None:
+    c.say(f"{c.name(i)} starts")
+    c.start(i)
+
+
+@story
+def happy_path() -> Cluster:
+    c = cluster()
+    everywhere(c, 1)
+    everywhere(c, 2)
+    return c
+
+
+@story
+def dead_leader() -> Cluster:
+    c = cluster()
+    stop(c, 0)
+    everywhere(c, 1, 0)
+    return c
+
+
+@story
+def two_nullified_terms() -> Cluster:
+    c = cluster(7)
+    stop(c, 0)
+    stop(c, 1)
+    everywhere(c, 1, 0, 1)
+    return c
+
+
+@story
+def spoiled_term_is_finalized_by_the_next() -> Cluster:
+    """Two of four nullify view 1 for nothing: the term still notarizes, and its successor makes all of it final."""
+    c = cluster()
+    c.say("the proposal of n0 reaches n1 only after the others have lost patience")
+    c.cut = lambda a, b: a == 0
+    c.submit(request_tx(1))
+    c.run_for(1.005)
+    c.cut = lambda a, b: b == 0 and a != 1
+    c.say("n0 is heard again, and hears n1 only")
+    c.run_for(0.6)
+    c.cut = lambda a, b: False
+    c.say("the network is whole")
+    c.run_until(lambda: all(request_tx(1) in c.final_txs(i) for i in range(4)))
+    return c
+
+
+@story
+def restart_in_mid_view() -> Cluster:
+    c = cluster()
+    c.crash_next[2] = ("after commit", 0)
+    c.on_crash = lambda host: c.at(c.now + 0.3, lambda: start(c, host))
+    everywhere(c, 1)
+    return c
+
+
+@story
+def leader_restarts_and_says_the_same() -> Cluster:
+    c = cluster()
+    c.crash_next[0] = ("after commit", 0)
+    c.on_crash = lambda host: c.at(c.now + 0.3, lambda: start(c, host))
+    everywhere(c, 1)
+    return c
+
+
+@story
+def catch_up() -> Cluster:
+    c = cluster()
+    stop(c, 3)
+    for number in range(1, 5):
+        everywhere(c, number, 3)
+    start(c, 3)
+    c.run_until(lambda: c.heights()[3] == c.heights()[0])
+    return c
+
+
+@story
+def partition_and_heal() -> Cluster:
+    c = cluster()
+    c.say("n0 is cut off")
+    c.cut = lambda a, b: (a == 0) != (b == 0)
+    everywhere(c, 1, 0)
+    c.say("n0 is linked again")
+    c.cut = lambda a, b: False
+    c.run_until(lambda: c.heights()[0] == c.heights()[1])
+    return c
+
+
+@story
+def rejoin_after_a_lost_disk() -> Cluster:
+    c = cluster()
+    everywhere(c, 1)
+    c.say("n2 loses its disk and starts with --rejoin")
+    c.lose_disk(2)
+    c.start(2)
+    c.run_until(lambda: c.disks[2].abstain_until is not None)
+    number = 2
+    while not any(view > c.disks[2].abstain_until for view, _ in c.disks[2].votes):  # type: ignore[operator]
+        everywhere(c, number)
+        number += 1
+    c.say("n2 votes again")
+    return c
+
+
+@story
+def equivocation_is_recorded_by_all() -> Cluster:
+    c = cluster(make_core=lambda host: Equivocator if host == 0 else Core)
+    c.submit(request_tx(1), to=0)
+    c.submit(request_tx(1))
+    c.run_until(lambda: all(c.disks[i].evidence and request_tx(1) in c.final_txs(i) for i in (1, 2, 3)))
+    return c
+
+
+@story
+def conflicting_finalization_halts() -> Cluster:
+    """More liars than the mode bears: three members finalize a second block in a final view."""
+    c = cluster(may_halt=True)
+    everywhere(c, 1)
+    c.say("n1, n2 and n3 finalize another block of view 1")
+    other = c.certificate("finalize", 1, b"x" * 32, 1, 2, 3)
+    c.inject(0, 1, Status(2, 1, other, None, None, ()))
+    return c
+
+
+def told(name: str) -> str:
+    return "\n".join([name.replace("_", " "), "", *STORIES[name]().story]) + "\n"
+
+
+def regenerate() -> int:
+    for name in STORIES:
+        (GOLDEN / f"{name}.txt").write_text(told(name))
+    return 0

@@ -1,0 +1,153 @@
+"""The oracles bite: a core or an operator that breaks one rule is caught, and by the invariant that the rule serves."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from protocol.block import Certificate, Committee, Vote
+from protocol.core import Core, Effect, Restored, SaveVote
+from tests.simulation.cluster import Cluster, Link, request_tx
+from tests.simulation.oracle import Invariants, Violation
+from tests.simulation.simulation import Plan, replay_command, shrink, simulate
+
+
+class SendsBeforeItWrites(Core):
+    """Own votes become durable one step after they were sent."""
+
+    def take_effects(self) -> list[Effect]:
+        effects = super().take_effects()
+        late = getattr(self, "_late", [])
+        self._late = [e for e in effects if isinstance(e, SaveVote)]
+        return late + [e for e in effects if not isinstance(e, SaveVote)]
+
+
+class WithoutRuleF(Core):
+    def _has_nullified_up_to(self, view: int) -> bool:
+        return False
+
+
+class ForgetsWhatItSigned(Core):
+    """A restart loads everything but the own votes."""
+
+    def _restore(self, restored: Restored) -> None:
+        super()._restore(replace(restored, votes=[]))
+
+
+class OneVoteTooFew(Committee):
+    def votes_of(self, cert: Certificate) -> list[Vote]:
+        signers = [i for i in range(self.size) if cert.signers >> i & 1]
+        if not self.quorum - 1 <= len(signers) == len(cert.signatures):
+            return []
+        pairs = zip(signers, cert.signatures, strict=True)
+        return [Vote(cert.kind, cert.view, cert.block, signer, signature) for signer, signature in pairs]
+
+
+class CountsTransactionsAgain(Core):
+    """Takes no notice of what the unfinalized ancestry carries."""
+
+    def _above(self, parent_id: bytes) -> tuple[int, int, set[bytes]]:
+        height, time_ms, _ = super()._above(parent_id)
+        return height, time_ms, set()
+
+
+class EndsTheAbstentionAtOnce(Core):
+    """Asks nobody how far it may have signed."""
+
+    def __init__(self, committee: Committee, key: Any, mempool: Any, restored: Restored, *rest: Any) -> None:
+        super().__init__(committee, key, mempool, replace(restored, abstain_until=0), *rest)
+
+
+class ForgetsTheNullifyItMayHaveSent(Core):
+    """Takes the views beyond its abstention for untouched, but its lost journal may hold a nullify of the last one."""
+
+    def _has_nullified_up_to(self, view: int) -> bool:
+        start = self.committee.term_start(self.committee.term(view))
+        return any((u, "nullify") in self._own for u in range(start, view + 1))
+
+
+class NeverNullifies(Core):
+    def _try_nullify(self) -> None:
+        return
+
+
+def first_caught(mode: str, tries: int = 150, **broken: Any) -> tuple[Plan, str]:
+    for seed in range(tries):
+        plan = Plan.make(seed, mode)
+        found = simulate(plan, **broken).violation
+        if found:
+            return plan, found
+    pytest.fail(f"not caught within {tries} seeds")
+
+
+def lost_after_a_nullify_that_opened_a_term(core: type[Core]) -> Cluster:
+    """n2 alone comes into view 3, which opens a term, nullifies it, and loses its disk while all others stand in view 2."""
+    c = Cluster(
+        link=Link(delay=(0.01, 0.01)),
+        make_oracle=lambda genesis: Invariants(genesis, frozenset()),
+        make_core=lambda host: core,
+        term_length=2,
+    )
+    c.submit(request_tx(1))
+    c.run_for(0.025)
+    c.cut = lambda a, b: True
+    c.run_for(0.01)
+    c.cut = lambda a, b: a == 2 or (a in (1, 3) and b != 2)
+    c.run_until(lambda: (3, "nullify") in c.disks[2].votes)
+    assert [other.view for other in c.cores if other] == [2, 2, 3, 2]
+    c.lose_disk(2)
+    c.cut = lambda a, b: False
+    c.start(2)
+    return c
+
+
+def test_a_rejoined_member_finalizes_nothing_in_the_term_whose_opening_it_may_have_nullified():
+    c = lost_after_a_nullify_that_opened_a_term(Core)
+    for number in range(2, 8):
+        c.submit(request_tx(number))
+        c.run_until(lambda number=number: all(request_tx(number) in c.final_txs(i) for i in range(4)))
+    assert any(kind == "finalize" for _, kind in c.disks[2].votes), "and takes part again after it"
+
+
+def test_the_oracles_catch_a_rejoined_member_that_does():
+    c = lost_after_a_nullify_that_opened_a_term(ForgetsTheNullifyItMayHaveSent)
+    for number in range(2, 8):
+        c.at(c.now + number, lambda number=number: c.submit(request_tx(number)))
+    with pytest.raises(Violation, match=r"^I2: n2 finalizes"):
+        c.run_for(10)
+
+
+def test_a_failing_plan_shrinks_to_what_it_takes_and_prints_how_to_replay_it():
+    broken = {"core": ForgetsWhatItSigned}
+    plan, _ = first_caught("majority", **broken)
+    kept = shrink(plan, **broken)
+    assert simulate(plan.keeping(kept), **broken).violation
+    for index in kept:
+        fewer = tuple(i for i in kept if i != index)
+        assert not simulate(plan.keeping(fewer), **broken).violation, "one of the faults is not needed"
+    assert any(plan.faults[i].kind == "crash" for i in kept)
+    keep = ",".join(map(str, kept))
+    assert replay_command(plan, kept).endswith(f"--seed {plan.seed} --mode majority --keep {keep}")
+
+
+BROKEN = {
+    "votes sent before they are durable": ("majority", {"core": SendsBeforeItWrites}, ("I8",)),
+    "a vote after the loss of the disk": ("bft", {"demand_rejoin": False}, ("I1", "I2", "I9")),
+    "a rejoin without reports": ("bft", {"core": EndsTheAbstentionAtOnce}, ("I1", "I2", "I9")),
+    "no Rule F": ("majority", {"core": WithoutRuleF}, ("I2", "I4", "I9")),
+    "a certificate of Q-1 signatures": ("bft", {"committee": OneVoteTooFew}, ("I6",)),
+    "a restarted leader that proposes twice": (
+        "majority",
+        {"core": ForgetsWhatItSigned},
+        ("I1", "assertion: I1"),
+    ),
+    "a transaction carried twice": ("majority", {"core": CountsTransactionsAgain}, ("I7",)),
+    "no timeout": ("majority", {"core": NeverNullifies}, ("liveness",)),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_oracles_catch(name):
+    mode, broken, invariants = BROKEN[name]
+    _, found = first_caught(mode, **broken)
+    assert found.startswith(invariants), found
