@@ -25,6 +25,8 @@ from protocol.tx import Action, Tx
 
 TX_LIFETIME_MS = 120_000
 MAX_ANSWER = 8 << 20
+MAX_RETRY_AFTER = 30.0
+PAUSE = 0.2
 _ERRORS: dict[int, type[DiptychError]] = {
     400: Malformed,
     401: Unauthentic,
@@ -33,6 +35,14 @@ _ERRORS: dict[int, type[DiptychError]] = {
     409: Conflict,
     413: Malformed,
 }
+
+
+class Busy(Unavailable):
+    """A server that has too much to do or cannot work now; `seconds`: not to ask it again before."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 def http_client(seconds: float) -> httpx2.Client:
@@ -48,7 +58,16 @@ def checked(response: httpx2.Response) -> httpx2.Response:
         detail = str(response.json()["detail"])[:1000]
     except (ValueError, KeyError, TypeError):
         detail = f"the server answered with HTTP status {response.status_code}"
+    if response.status_code == 503:
+        raise Busy(detail, _retry_after(response.headers.get("retry-after", "")))
     raise _ERRORS.get(response.status_code, Unavailable)(detail)
+
+
+def _retry_after(text: str) -> float:
+    """Seconds that a server asks for, within reason; 1 if it says nothing usable."""
+    return (
+        min(float(text), MAX_RETRY_AFTER) if text.isascii() and text.isdecimal() and len(text) < 10 else 1.0
+    )
 
 
 def now_ms() -> int:
@@ -60,6 +79,8 @@ class ChainClient:
         self.genesis = genesis
         self._urls = [addresses.nodes[m.name].http for m in genesis.members]
         random.shuffle(self._urls)
+        self._not_before: dict[str, float] = {}
+        """When a node that was busy may be asked again, on the monotonic clock."""
         self._http = http_client(40)
 
     def close(self) -> None:
@@ -83,7 +104,7 @@ class ChainClient:
         trouble: DiptychError | None = None
         while time.monotonic() < deadline:
             refusals: list[Denied] = []
-            for url in list(self._urls):
+            for url in self._willing():
                 try:
                     return self._post_tx(url, tx.id, raw, min(5.0, max(0.5, deadline - time.monotonic())))
                 except Denied as error:
@@ -93,9 +114,11 @@ class ChainClient:
                 except (httpx2.HTTPError, Unavailable, NotFound) as error:
                     trouble = error if isinstance(error, DiptychError) else trouble
                     self._demote(url)
+                    if isinstance(error, Busy):  # the spread keeps clients from coming back all at once
+                        self._not_before[url] = time.monotonic() + error.seconds * random.uniform(1, 1.25)  # noqa: S311
             if len(refusals) >= self.genesis.quorum:
                 raise refusals[0]
-            time.sleep(0.2)
+            self._pause(deadline)
         raise Unavailable(
             f"no node of the {self.genesis.kind} chain made the transaction final within {seconds:.0f} s"
             + (f" (last answer: {trouble})" if trouble else "; check that a quorum of nodes is running")
@@ -114,6 +137,17 @@ class ChainClient:
         if receipt.tx != tx_id:
             raise Unauthentic("a node answered with the receipt of another transaction")
         return receipt
+
+    def _willing(self) -> list[str]:
+        """The nodes that have not asked to be left alone for now."""
+        now = time.monotonic()
+        return [url for url in self._urls if self._not_before.get(url, 0) <= now]
+
+    def _pause(self, deadline: float) -> None:
+        """A moment, or until the first node may be asked again."""
+        now = time.monotonic()
+        first = min(self._not_before.get(url, 0) for url in self._urls)
+        time.sleep(max(0.0, min(max(PAUSE, first - now), deadline - now)))
 
     def _demote(self, url: str) -> None:
         """Ask this node last from now on."""

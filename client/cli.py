@@ -8,7 +8,7 @@ import getpass
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +19,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from client import audit
+from client.diagnosis import diagnose
 from client.doctor import Doctor
 from client.enrolment import Invite
 from client.fhir import join, load_bundle, load_profile
@@ -26,10 +28,13 @@ from client.home import Home
 from client.patient import Patient, StoredRecord
 from client.reader import Reader
 from client.session import Session
-from configs.files import passphrase_from, read, write
+from configs.files import passphrase_from, read, read_text, write
 from crypto import ces
+from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from protocol.contract import Receipt
+from protocol.evidence import Evidence
+from protocol.genesis import Genesis, from_toml
 from protocol.identity import ChainKind, Purpose
 
 EXIT_CODES: dict[type[DiptychError], int] = {
@@ -40,6 +45,7 @@ EXIT_CODES: dict[type[DiptychError], int] = {
     Unavailable: 7,
     Conflict: 8,
 }
+FORK = 9
 DEFAULT_HOME = Path("~/.diptych")
 DEFAULT_POLICIES = {
     "private": "role:doctor or role:government",
@@ -54,7 +60,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Diptych's light client for doctors, patients and data users.",
     epilog="Exit codes: 0 done · 1 internal error · 2 wrong usage · 3 malformed input · 4 forged or changed · 5 denied · "
-    "6 not found · 7 unavailable, try again · 8 conflicts with what is there · 130 interrupted",
+    "6 not found · 7 unavailable, try again · 8 conflicts with what is there · 9 fork found by an audit · 130 interrupted",
 )
 record_app = typer.Typer(no_args_is_help=True, help="Sign, store, share, request, open and export records.")
 chain_app = typer.Typer(no_args_is_help=True, help="Look at the chains.")
@@ -400,10 +406,24 @@ def record_export(
 
 
 @chain_app.command("status")
-def chain_status() -> None:
-    """Every node of both chains: height, view, leader, peers, and what is wrong if anything is."""
+def chain_status(
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Say of each chain in a sentence why it does or does not move."),
+    ] = False,
+) -> None:
+    """Every node of both chains: height, view, leader, peers, and what is wrong if anything is.
+
+    Examples: `diptych chain status` · `diptych chain status --verbose`
+    """
     with _context.open() as session:
-        nodes = [s for found in session.on_chains(lambda kind: session.chains[kind].status()) for s in found]
+        found = session.on_chains(lambda kind: session.chains[kind].status())
+    said = (
+        [diagnose(c.genesis, nodes) for c, nodes in zip(session.chains.values(), found, strict=True)]
+        if verbose
+        else []
+    )
+    nodes = [s for chain in found for s in chain]
     rows = [
         {
             "node": s.get("node", s.get("url")),
@@ -417,7 +437,15 @@ def chain_status() -> None:
         for s in nodes
     ]
     columns = ("node", "height", "view", "leader", "peers", "mempool", "trouble")
-    _context.show(nodes, lambda c: c.print(_table(rows, *columns)))
+
+    def human(console: Console) -> None:
+        console.print(_table(rows, *columns))
+        for kind, sentences in zip(session.chains, said, strict=False):
+            for sentence in sentences:
+                console.print(f"{kind}: {sentence}", markup=False)
+
+    data = {"nodes": nodes, "diagnosis": dict(zip(session.chains, said, strict=True))} if verbose else nodes
+    _context.show(data, human)
 
 
 @chain_app.command("block")
@@ -448,6 +476,73 @@ def chain_tx(
     with _context.open() as session:
         data = _receipt(session.chains[chain].receipt(_hex(tx, 32, "the transaction id")))
     _context.show(data, lambda c: _print_fields(c, data))
+
+
+@app.command("audit")
+def audit_databases(
+    databases: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="DB_A DB_B", help="consensus.db of two nodes, or copies of them."),
+    ] = None,
+    genesis: Annotated[Path, typer.Option(help="The chain's genesis file.")] = ...,  # type: ignore[assignment]
+    out: Annotated[
+        Path | None, typer.Option(help="Write the pairs of votes that convict members here.")
+    ] = None,
+    verify: Annotated[
+        Path | None, typer.Option(help="Check such a file instead of comparing databases.")
+    ] = None,
+) -> None:
+    """Compare two nodes' consensus databases offline: one history, or a fork, and whose signatures prove who made it.
+
+    Ends with exit code 0 for one history and 9 for a fork. The evidence convinces anyone who has the genesis.
+
+    Examples: `diptych audit a/consensus.db b/consensus.db --genesis genesis-storage.toml --out evidence.bin` ·
+    `diptych audit --verify evidence.bin --genesis genesis-storage.toml`
+    """
+    chain = from_toml(read_text(genesis))
+    if verify:
+        if databases or out:
+            raise Malformed("--verify checks a file alone; leave the databases and --out away")
+        rows = _pairs_shown(audit.verify(read(verify, audit.MAX_FILE), chain), chain)
+        _context.show(rows, lambda c: c.print(_table(rows, *rows[0])))
+        return
+    if len(databases or []) != 2:
+        raise Malformed("name the two databases to compare, or --verify FILE")
+    report = audit.audit(databases[0], databases[1], chain)  # type: ignore[index]
+    rows = _pairs_shown(report.pairs, chain)
+    if out and rows:
+        write(out, encode(audit.evidence_file(report, chain)))
+    verdict = (
+        f"one history: proved up to heights {report.heights[0]} and {report.heights[1]}"
+        if report.fork is None
+        else f"FORK at height {report.fork}: both histories are certified"
+    )
+    if report.fork is not None and not rows:
+        verdict += "; these two databases lack the certificates that name the members who made it: audit those of other nodes"
+    data = {"heights": list(report.heights), "fork": report.fork, "verdict": verdict, "evidence": rows}
+
+    def human(console: Console) -> None:
+        console.print(verdict)
+        if rows:
+            console.print(_table(rows, *rows[0]))
+
+    _context.show(data, human)
+    if report.fork is not None:
+        raise typer.Exit(FORK)
+
+
+def _pairs_shown(pairs: Sequence[Evidence], genesis: Genesis) -> list[dict[str, Any]]:
+    return [
+        {
+            "member": genesis.members[pair.first.signer].name,
+            "kind": pair.kind,
+            "signed": f"{pair.first.kind} in view {pair.first.view}",
+            "block": pair.first.block.hex() if pair.first.block else "–",
+            "and": f"{pair.second.kind} in view {pair.second.view}",
+            "other block": pair.second.block.hex() if pair.second.block else "–",
+        }
+        for pair in pairs
+    ]
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ _STATUS: dict[type[DiptychError], int] = {
     Unavailable: 503,
 }
 _IDLE_S = 30
+RETRY_AFTER_S = 1
+"""What a client that gets a 503 is asked to wait: a full mempool has room again a block or two later."""
 _log = structlog.get_logger()
 
 
@@ -43,7 +45,8 @@ def problem(
 def _on_refusal(_: Request, error: Exception) -> Response:
     kind = type(error)
     status = getattr(error, "status", None) or next(_STATUS[base] for base in kind.__mro__ if base in _STATUS)
-    return problem(status, str(error), f"urn:diptych:{kind.__name__}")
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
+    return problem(status, str(error), f"urn:diptych:{kind.__name__}", headers)
 
 
 def _on_http_error(_: Request, error: Exception) -> Response:

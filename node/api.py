@@ -6,6 +6,7 @@ it checks signatures and quorums itself.
 """
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from configs.metrics import instrument
 from configs.web import EXCEPTION_HANDLERS, read_body
 from crypto.codec import Decoder, encode
 from crypto.errors import DiptychError, Malformed, NotFound
@@ -54,7 +56,9 @@ def create_app(node: Node) -> Starlette:
         Route("/v1/record/{record}/log", api.log),
         Route("/v1/release/{tx}", api.release),
     ]
-    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
+    app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
+    instrument(app, node.metrics.registry)
+    return app
 
 
 class _Api:
@@ -72,6 +76,7 @@ class _Api:
         node, core = self._node, self._node.core
         names = [m.name for m in node.genesis.members]
         missing = core.missing_votes()
+        now, linked = time.monotonic(), node.net.peers()
         return JSONResponse(
             {
                 "chain_id": node.genesis.chain_id,
@@ -80,15 +85,31 @@ class _Api:
                 "mode": node.genesis.mode,
                 "members": names,
                 "quorum": node.genesis.quorum,
-                "height": core.tip.height,
-                "block": core.tip.id.hex(),
-                "time_ms": core.tip.time_ms,
+                "height": node.tip.height,
+                "block": node.tip.id.hex(),
+                "time_ms": node.tip.time_ms,
                 "executed_height": node.executed_height,
                 "receipts_root": node.receipts_root.hex(),
+                "pruned_height": node.pruned_height,
                 "view": core.view,
                 "leader": names[core.committee.leader(core.view)],
                 "peers": sorted(node.net.peers()),
                 "mempool": len(node.mempool),
+                "members_seen": [
+                    {
+                        "node": name,
+                        "linked": name in linked,
+                        "heard_s_ago": None if sight.heard is None else round(now - sight.heard, 3),
+                        "height": sight.height,
+                        "lag": None if sight.height is None else max(0, node.tip.height - sight.height),
+                        "view": sight.view,
+                        "last_votes": sight.votes,
+                    }
+                    for name, sight in node.metrics.sights.items()
+                ],
+                "nullified_by": [n for i, n in enumerate(names) if i not in missing["nullify"]],
+                "since_final_s": round(now - node.metrics.last_final, 3),
+                "timeout_in_s": None if core.deadline is None else round(core.deadline - now, 3),
                 "no_notarize_from": [names[i] for i in missing["notarize"]],
                 "no_nullify_from": [names[i] for i in missing["nullify"]],
                 "evidence": len(node.evidence),
@@ -99,10 +120,9 @@ class _Api:
         )
 
     async def submit(self, request: Request) -> Response:
-        raw = await read_body(request, MAX_TX)
+        raw, wait = await read_body(request, MAX_TX), _wait(request)
         await self._node.check_sender(decode_tx(raw).body.sender)
         entry = self._node.submit(raw)
-        wait = _wait(request)
         receipt = await self._node.receipt(entry.id, wait) if wait else None
         return _receipt(receipt) if receipt else JSONResponse({"tx": entry.id.hex()}, 202)
 
@@ -133,7 +153,7 @@ class _Api:
     async def block(self, request: Request) -> Response:
         text = request.path_params["height"]
         height = (
-            self._node.core.tip.height
+            self._node.tip.height
             if text == "latest"
             else int(text)
             if text.isdecimal() and len(text) < 20
