@@ -13,20 +13,26 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from configs.files import load_network, passphrase_from, read_key
+from configs.files import load_network, passphrase_from, read, read_key, write
 from configs.logs import configure
 from configs.settings import AuthoritySettings, CloudSettings, NetworkSettings, NodeSettings, Settings
 from crypto.errors import Conflict, DiptychError, Malformed
+from protocol.genesis import Genesis
+
+if TYPE_CHECKING:
+    from client.chaos.scenario import NetworkPart
+    from crypto.sign import SigningKey
+    from node.devnet import Supervisor
 
 S = TypeVar("S", bound=Settings)
 
@@ -58,10 +64,21 @@ def _load(kind: type[S], config: Path, http_port: int | None) -> tuple[S, bytes 
 
 
 @app.command()
-def node(config: ConfigFile, check: Check = False, http_port: HttpPort = None) -> None:
+def node(
+    config: ConfigFile,
+    check: Check = False,
+    http_port: HttpPort = None,
+    rejoin: Annotated[
+        bool,
+        typer.Option(
+            "--rejoin", help="The data folder was lost or restored: give once, to sign nothing unsafe."
+        ),
+    ] = False,
+) -> None:
     """Run one consensus node of one chain.
 
-    Example: `python3 run_node.py node --config devnet/storage-1/config.toml`
+    Examples: `python3 run_node.py node --config devnet/storage-1/config.toml` · after the loss of its data folder, the same
+    with `--rejoin`
     """
     from crypto.seal import SealKey
     from crypto.sign import SigningKey
@@ -85,8 +102,7 @@ def node(config: ConfigFile, check: Check = False, http_port: HttpPort = None) -
     from configs.web import serve
     from node.api import create_app
     from node.daemon import Node
-    from node.net import Peer
-    from node.p2p import P2PNet
+    from node.net import Net, Peer
     from protocol.network import split_host_port
 
     peers = [
@@ -94,7 +110,15 @@ def node(config: ConfigFile, check: Check = False, http_port: HttpPort = None) -
         for m in genesis.members
         if m is not member
     ]
-    net = P2PNet(
+    if settings.transport == "libp2p":
+        from node.p2p import P2PNet  # here, as its import alone costs half a second and 60 MB
+
+        transport: Callable[..., Net] = P2PNet
+    else:
+        from node.tls import TlsNet
+
+        transport = TlsNet
+    net = transport(
         me=member.name,
         chain_id=genesis.chain_id,
         identity_seed=transport_seed,
@@ -102,12 +126,21 @@ def node(config: ConfigFile, check: Check = False, http_port: HttpPort = None) -
         listen_port=settings.p2p_port,
         peers=peers,
     )
+    chaos_net = None
+    if settings.chaos:
+        from node.chaos import ChaosNet, Faults, admin
+
+        net = chaos_net = ChaosNet(net, Faults(member.name))
 
     async def main() -> None:
-        running = Node(genesis, key, index_key, net, settings.data)
+        marker = settings.keys / "consensus.journal"
+        running = Node(genesis, key, index_key, net, settings.data, marker, rejoin)
         try:
+            web = create_app(running)
+            if chaos_net:
+                web.router.routes.append(admin(running, chaos_net, key))
             await running.start()
-            server = asyncio.create_task(serve(create_app(running), settings.http_host, settings.http_port))
+            server = asyncio.create_task(serve(web, settings.http_host, settings.http_port))
             failure = asyncio.create_task(running.wait())
             await asyncio.wait({server, failure}, return_when=asyncio.FIRST_COMPLETED)
             for task in (server, failure):
@@ -120,6 +153,72 @@ def node(config: ConfigFile, check: Check = False, http_port: HttpPort = None) -
     asyncio.run(main())
 
 
+@app.command("backup")
+def backup_node(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Option(help="A new folder for the backup.")],
+    snapshot: Annotated[
+        bool, typer.Option("--snapshot", help="For a new member: without old bodies and this node's votes.")
+    ] = False,
+) -> None:
+    """Copy the databases of a node, running or not, into a folder of their own. Its keys are not in it.
+
+    Examples: `python3 run_node.py backup --config devnet/storage-1/config.toml --out /backup/storage-1-monday` · the same with
+    `--snapshot` to start another member of the chain
+    """
+    from node.backup import backup
+
+    settings, genesis = _node_of(config)
+    made = backup(settings.data, out.absolute(), genesis, settings.name, is_snapshot=snapshot)
+    console.print(f"{out}: {made.chain_id} up to height {made.height}, executed up to {made.executed_height}")
+
+
+@app.command("restore")
+def restore_node(
+    config: ConfigFile,
+    source: Annotated[Path, typer.Option("--from", help="The folder that `backup` made.")],
+) -> None:
+    """Put a backup or snapshot into the empty data folder of a node that does not run. Start it then with `node … --rejoin`.
+
+    Example: `python3 run_node.py restore --config devnet/storage-1/config.toml --from /backup/storage-1-monday`
+    """
+    from node.backup import restore
+
+    settings, genesis = _node_of(config)
+    made = restore(source.absolute(), settings.data, genesis, settings.name)
+    console.print(
+        f"{settings.data} holds {made.chain_id} up to height {made.height}; the next start needs --rejoin"
+    )
+
+
+@app.command("prune")
+def prune_node(
+    config: ConfigFile,
+    archive: Annotated[Path, typer.Option(help="The file that takes the bodies; made, or added to.")],
+    keep_days: Annotated[int, typer.Option(min=0, max=36_500, help="Younger bodies stay.")] = 365,
+) -> None:
+    """Move the bodies of old blocks of a node that does not run into an archive file. Headers and certificates stay.
+
+    Example: `python3 run_node.py prune --config devnet/storage-1/config.toml --archive /archive/storage-1.db --keep-days 30`
+    """
+    from node.prune import prune
+
+    settings, genesis = _node_of(config)
+    first, last = prune(settings.data, archive.absolute(), genesis, keep_days * 86_400_000)
+    moved = (
+        f"moved the bodies of heights {first} to {last} to {archive}"
+        if first <= last
+        else "nothing is old enough"
+    )
+    console.print(moved)
+
+
+def _node_of(config: Path) -> tuple[NodeSettings, Genesis]:
+    settings = NodeSettings.load(config)
+    _, chains = load_network(settings.network)
+    return settings, chains[settings.chain]
+
+
 @app.command()
 def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) -> None:
     """Run the cloud object server.
@@ -128,6 +227,7 @@ def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) 
     """
     from cloudstub.server import CloudConfig, Limits, create_app
     from cloudstub.store import Quota
+    from configs.metrics import instrument
     from configs.web import serve
     from crypto.sign import SigningKey
 
@@ -142,6 +242,7 @@ def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) 
     limits = Limits(quota=Quota(max_bytes=settings.quota_bytes, max_blobs=settings.quota_blobs))
     authority = bytes.fromhex(network.authority.key)
     cloud_app = create_app(CloudConfig(settings.data, key, authority, members, limits=limits))
+    instrument(cloud_app)
     asyncio.run(serve(cloud_app, settings.http_host, settings.http_port, connections=limits.connections))
 
 
@@ -152,13 +253,16 @@ def authority(config: ConfigFile, check: Check = False, http_port: HttpPort = No
     Example: `python3 run_node.py authority --config devnet/authority/config.toml`
     """
     from client.authority import Authority, create_app
+    from configs.metrics import instrument
     from configs.web import serve
 
     settings, passphrase = _load(AuthoritySettings, config, http_port)
     running = Authority.open(settings, passphrase)
     if check:
         return _checked(config)
-    asyncio.run(serve(create_app(running), settings.http_host, settings.http_port))
+    web = create_app(running)
+    instrument(web)
+    asyncio.run(serve(web, settings.http_host, settings.http_port))
 
 
 @app.command()
@@ -257,6 +361,91 @@ def demo(
         with Supervisor(where) as supervisor:
             settings, _ = _load(AuthoritySettings, where / "authority" / "config.toml", None)
             tell(where, bundle, supervisor, Authority.open(settings, None).invite)
+
+
+@app.command()
+def chaos(
+    scenarios: Annotated[
+        list[Path], typer.Argument(metavar="FILE…", help="Scenarios, such as those in configs/chaos.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where each run makes a folder for its report.")] = Path(
+        "reports"
+    ),
+    check: Check = False,
+) -> None:
+    """Break a fresh network on purpose, under load, and judge it by what its clients saw. Exit code 1 if a property fails.
+
+    Examples: `python3 run_node.py chaos configs/chaos/leader-killed.toml` · `python3 run_node.py chaos configs/chaos/*.toml`
+    """
+    from client.chaos.report import write_report
+    from client.chaos.runner import run as run_scenario
+    from client.chaos.scenario import load_scenario
+
+    loaded = [(path, load_scenario(path)) for path in scenarios]
+    if check:
+        for path in scenarios:
+            _checked(path)
+        return
+    failed = []
+    for path, scenario in loaded:
+        console.rule(f"{path.stem}: {scenario.title}", align="left")
+        folder = out / f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        with _chaos_network(scenario.network, folder) as (network, supervisor, authority_key):
+            program = [sys.executable, str(Path(__file__).resolve())]
+            outcome = run_scenario(network, supervisor, authority_key, program, scenario, console.print)
+        write_report(outcome, folder)
+        for verdict in outcome.verdicts:
+            console.print(
+                f"[green]held    [/green] {verdict.name}"
+                if verdict.holds
+                else f"[red]VIOLATED[/red] {verdict.name}"
+            )
+            for violation in verdict.violations:
+                console.print(f"           {violation}", highlight=False, markup=False)
+        console.print(f"{'passed' if outcome.holds else 'FAILED'}; the report is in {folder}", soft_wrap=True)
+        if not outcome.holds:
+            failed.append(path.stem)
+    console.print(
+        f"{len(loaded) - len(failed)} of {len(loaded)} scenarios passed"
+        + (f"; failed: {', '.join(failed)}" if failed else "")
+    )
+    if failed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _chaos_network(shape: "NetworkPart", report: Path) -> "Iterator[tuple[Path, Supervisor, SigningKey]]":
+    """A network of this shape in a temporary folder whose nodes let faults be injected; their logs go to `report` at the end."""
+    import shutil
+    import tempfile
+
+    from crypto.sign import SigningKey
+    from node.devnet import Supervisor, make
+
+    with tempfile.TemporaryDirectory(prefix="diptych-chaos-") as temporary:
+        where = Path(temporary)
+        make(
+            where,
+            NetworkSettings(
+                storage=shape.nodes if "storage" in shape.chains else 1,
+                sharing=shape.nodes if "sharing" in shape.chains else 1,
+                mode=shape.mode,
+                base_timeout_ms=shape.base_timeout_ms,
+                term_length=shape.term_length,
+                transport=shape.transport,
+            ),
+        )
+        for name in shape.names:
+            config = where / name / "config.toml"
+            write(config, read(config) + b"chaos = true\n", mode=0o644, replace=True)
+        try:
+            with Supervisor(where) as supervisor:
+                yield where, supervisor, SigningKey(read_key(where / "authority" / "keys" / "authority.key"))
+        finally:
+            for name in shape.names:
+                if (where / name / "log.txt").exists():
+                    (report / "logs").mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(where / name / "log.txt", report / "logs" / f"{name}.txt")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -5,7 +5,7 @@ Paths in a TOML file are relative to that file.
 
 import tomllib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -18,6 +18,9 @@ from pydantic_settings import (
 from configs.files import read_text
 from crypto.errors import Malformed
 from protocol.quorum import Mode
+
+Transport = Literal["libp2p", "tls"]
+"""What carries a chain's messages: py-libp2p, or mutual TLS 1.3. All nodes of a chain use the same."""
 
 
 class Layered(BaseSettings):
@@ -96,6 +99,7 @@ class NodeSettings(Settings):
 
     chain: str = Field(pattern="^(storage|sharing)$")
     name: str
+    transport: Transport = "libp2p"
     p2p_host: str = "127.0.0.1"
     p2p_port: int = Field(ge=1, le=65535)
     chaos: bool = False
@@ -128,5 +132,6 @@ class NetworkSettings(Layered):
     storage: int = Field(default=4, ge=1, le=32)
     sharing: int = Field(default=4, ge=1, le=32)
     mode: Mode = "bft"
+    transport: Transport = "libp2p"
     base_timeout_ms: int = Field(default=1000, ge=50, le=60_000)
     term_length: int = Field(default=64, ge=1, le=1024)

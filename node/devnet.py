@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -139,8 +139,8 @@ class Supervisor:
             if (folder / name / "config.toml").exists()
         }
 
-    def start(self, *names: str) -> None:
-        """Start the named daemons, or all; returns at once."""
+    def start(self, *names: str, flags: Sequence[str] = ()) -> None:
+        """Start the named daemons, or all, with further `flags` of their subcommand; returns at once."""
         for name in names or self.daemons:
             daemon = self.daemons[name]
             if daemon.process is not None and daemon.process.poll() is None:
@@ -150,7 +150,7 @@ class Supervisor:
                     os.open(daemon.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab"
                 )
             daemon.wanted, daemon.is_ready = True, False
-            command = [sys.executable, str(RUN_NODE), daemon.command, "--config", str(daemon.config)]
+            command = [sys.executable, str(RUN_NODE), daemon.command, "--config", str(daemon.config), *flags]
             # A session of its own: Ctrl-C reaches the supervisor alone, which then stops the daemons in order.
             daemon.process = subprocess.Popen(  # noqa: S603
                 command,
