@@ -170,7 +170,7 @@ def backup_node(
 
     settings, genesis = _node_of(config)
     made = backup(settings.data, out.absolute(), genesis, settings.name, is_snapshot=snapshot)
-    console.print(f"{out}: {made.chain_id} up to height {made.height}, executed up to {made.executed_height}")
+    _said(f"{out}: {made.chain_id} up to height {made.height}, executed up to {made.executed_height}")
 
 
 @app.command("restore")
@@ -186,9 +186,7 @@ def restore_node(
 
     settings, genesis = _node_of(config)
     made = restore(source.absolute(), settings.data, genesis, settings.name)
-    console.print(
-        f"{settings.data} holds {made.chain_id} up to height {made.height}; the next start needs --rejoin"
-    )
+    _said(f"{settings.data} holds {made.chain_id} up to height {made.height}; the next start needs --rejoin")
 
 
 @app.command("prune")
@@ -205,12 +203,13 @@ def prune_node(
 
     settings, genesis = _node_of(config)
     first, last = prune(settings.data, archive.absolute(), genesis, keep_days * 86_400_000)
-    moved = (
-        f"moved the bodies of heights {first} to {last} to {archive}"
-        if first <= last
-        else "nothing is old enough"
-    )
-    console.print(moved)
+    if first > last:
+        return _said("no block is old enough")
+    _said(f"moved the bodies of heights {first} to {last} to {archive}")
+
+
+def _said(sentence: str) -> None:
+    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def _node_of(config: Path) -> tuple[NodeSettings, Genesis]:

@@ -87,7 +87,10 @@ class Journal:
         self.path, self._committee = path, committee
         # Without a write-ahead log nobody has the file open: then not even SQLite's own side files are made.
         mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "mode=ro&immutable=1"
-        self._db = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
+        try:
+            self._db = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, isolation_level=None)
+        except sqlite3.Error as error:
+            raise NotFound(f"{path} cannot be opened ({error}); check its permissions") from None
         try:
             self._db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
             self._db.execute("PRAGMA trusted_schema=OFF")

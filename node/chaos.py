@@ -13,6 +13,7 @@ from collections.abc import Callable
 from math import inf, nextafter
 
 import msgspec
+import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -198,6 +199,9 @@ def admin(node: Node, net: ChaosNet, key: SigningKey) -> Route:
         return true_wall_ms() + skew_ms
 
     daemon.wall_ms = wall_ms
+    structlog.get_logger().warning(
+        "chaos is on: whoever reaches the HTTP address can break this node", node=net.me
+    )
 
     async def put(request: Request) -> Response:
         nonlocal skew_ms

@@ -166,8 +166,13 @@ class Node:
 
     async def check_sender(self, sender: bytes) -> None:
         """`Denied` unless the sender is certified on this chain (uncertified keys could fill the chain with refusals)."""
-        if not await self._in_ledger(lambda: contract.may_send(self._ledger, self.genesis, sender)):
+        if sender not in await self._allowed({sender}):
             raise Denied("the key is not certified on this chain; ask the authority for a credential first")
+
+    async def _allowed(self, senders: set[bytes]) -> set[bytes]:
+        return await self._in_ledger(
+            lambda: {s for s in senders if contract.may_send(self._ledger, self.genesis, s)}
+        )
 
     async def receipt(self, tx_id: bytes, wait: float = 0) -> Receipt | None:
         """The receipt of a transaction, waiting up to `wait` seconds for it to be final."""
@@ -305,10 +310,7 @@ class Node:
                     senders[raw] = decode_tx(raw).body.sender
                 except DiptychError as error:
                     self._refuse(src, error)
-            keys = set(senders.values())
-            allowed = await self._in_ledger(
-                lambda: {k for k in keys if contract.may_send(self._ledger, self.genesis, k)}
-            )  # noqa: B023
+            allowed = await self._allowed(set(senders.values()))
             for raw, sender in senders.items():
                 if sender in allowed:
                     self._add_gossip(raw, src)

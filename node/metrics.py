@@ -128,7 +128,7 @@ class _State(Collector):
     def collect(self) -> Iterator[Metric]:
         node, core = self._node, self._node.core
         gauges = {
-            "height": (core.tip.height, "Height of the last final block"),
+            "height": (node.tip.height, "Height of the last final block"),
             "view": (core.view, "The current view"),
             "executed_height": (node.executed_height, "Height up to which the contract has executed"),
             "mempool_transactions": (len(node.mempool), "Transactions that wait"),

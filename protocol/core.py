@@ -931,6 +931,8 @@ class Core:
             self._try_nullify()
             self._try_propose()
             self._try_notarize()
+        if self._has_work():  # what is lost from now on must not wait for the slow beat of an idle chain
+            self._status_at = min(self._status_at, self._now + STATUS_BUSY)
 
     def _send(self, message: Message, to: int | None = None) -> None:
         self._effects.append(Send(to, message))

@@ -4,6 +4,7 @@ The checker trusts no node's word about itself: it compares what different nodes
 were promised with what every node shows at the end. Times are seconds since the load began. A history is plain data and can be made by hand.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -264,8 +265,11 @@ def _full_disks(history: History) -> Iterator[str]:
     later the alarm goes and the tip rises."""
     for fault in _of_kind(history, "disk-full"):
         for node in fault.nodes:
-            alarmed = [s for s in history.seen if s.node == node and s.alarm and s.at >= fault.start]
-            after = [s for s in history.seen if s.node == node and s.at > fault.end]
+            starts = [f.start for f in _of_kind(history, "disk-full") if node in f.nodes]
+            until = min((start for start in starts if start > fault.start), default=math.inf)
+            told = [s for s in history.seen if s.node == node and fault.start <= s.at < until]
+            alarmed = [s for s in told if s.alarm]
+            after = [s for s in told if s.at > fault.end]
             if not alarmed:
                 yield f"{node} raised no alarm"
                 continue

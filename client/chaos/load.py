@@ -15,7 +15,7 @@ import httpx2
 from client.chain import TX_LIFETIME_MS, checked, http_client, now_ms
 from client.chaos.history import Acknowledged, FinalBlock, History, NoAnswer, Seen, Submitted
 from crypto.codec import encode
-from crypto.errors import Conflict, DiptychError, NotFound
+from crypto.errors import Conflict, DiptychError, NotFound, Unavailable
 from crypto.sign import SigningKey
 from protocol.genesis import Genesis
 from protocol.identity import Credential, Role, SignedCredential
@@ -42,7 +42,7 @@ class ChainLoad:
         self._watchers: list[threading.Thread] = []
 
     def certify(self, authority: SigningKey, clients: int) -> None:
-        """Put the credentials of a patient and one doctor a client on chain."""
+        """Put the credentials of a patient and one doctor a client on chain; `Unavailable` if that does not work."""
         self._doctors = [SigningKey.generate() for _ in range(clients)]
         people: list[tuple[SigningKey, Role]] = [(self._patient, "patient")]
         people += [(doctor, "doctor") for doctor in self._doctors]
@@ -52,7 +52,11 @@ class ChainLoad:
                 credential = Credential(key.public, role, (), key.public, None, now - 60_000, now + DAY_MS)
                 certify = Certify(SignedCredential.issue(credential, authority))
                 rng = random.Random(key.public)  # noqa: S311 - chooses nodes, no secrets
-                self._until_final(http, self._tx(authority, rng.randbytes(16), certify), rng, lambda: False)
+                tx = self._tx(authority, rng.randbytes(16), certify)
+                if self._until_final(http, tx, rng, lambda: False) is None:
+                    raise Unavailable(
+                        f"the {self._kind} chain makes nothing final, before any fault; see the logs"
+                    )
 
     def start(self, seed: int, pause_s: float) -> None:
         for number, doctor in enumerate(self._doctors):
@@ -72,14 +76,20 @@ class ChainLoad:
         sent = {s.tx for s in list(self._history.submitted) if s.at >= moment and s.chain == self._kind}
         return any(a.tx in sent for a in list(self._history.acknowledged))
 
-    def finish(self, grace_s: float) -> None:
-        """Send nothing new, give what is under way at most `grace_s`, then wait until nodes have caught up, as long."""
+    def send_no_more(self) -> None:
+        """Let the clients finish what is under way."""
         self._no_new.set()
-        deadline = time.monotonic() + grace_s
+
+    def wait_for_receipts(self, seconds: float) -> None:
+        """Until every client has finished, or the time is over."""
+        deadline = time.monotonic() + seconds
         for thread in self._clients:
             thread.join(max(0.0, deadline - time.monotonic()))
+
+    def wait_for_nodes(self, seconds: float) -> None:
+        """Until every node has shown the height of the highest receipt, or the time is over."""
         highest = max((a.height for a in self._history.acknowledged if a.chain == self._kind), default=0)
-        deadline = time.monotonic() + grace_s
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             tips = {s.node: s.height for s in list(self._history.seen)}
             if all(tips.get(node, 0) >= highest for node in self._urls):

@@ -112,6 +112,8 @@ _HEIGHTS, _LATENCIES = (88, 288), (330, 510)
 _LANES, _LANE = 552, 22
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a7d00", "#444444")
 """Okabe and Ito's palette, which colour-blind people can tell apart (yellow darkened for white paper)."""
+_LETTER = 6.8
+"""About the width of a letter."""
 _SILENCE_S = 1.0
 """A node that gave no answer for so long has a gap in its line."""
 
@@ -144,7 +146,7 @@ def chart(outcome: Outcome) -> str:
     parts += _time_axis(x, end, bottom)
     parts += _height_panel(history, x)
     parts += _latency_panel(history, x)
-    parts += _fault_lanes(history.injected, x, end)
+    parts += _fault_lanes(history.injected, x)
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -258,7 +260,7 @@ def _latency_panel(history: History, x: Callable[[float], float]) -> Iterable[st
         row += 17
 
 
-def _fault_lanes(faults: Sequence[Injected], x: Callable[[float], float], end: float) -> Iterable[str]:
+def _fault_lanes(faults: Sequence[Injected], x: Callable[[float], float]) -> Iterable[str]:
     yield _text(x(0), _LANES - 8, "faults", weight="bold")
     if not faults:
         yield _text(x(0) + 60, _LANES - 8, "none", fill="#555")
@@ -269,10 +271,12 @@ def _fault_lanes(faults: Sequence[Injected], x: Callable[[float], float], end: f
             f'<rect x="{x(fault.start):.1f}" y="{y + 3}" width="{width:.1f}" height="{_LANE - 8}" rx="2" '
             f'fill="#d55e00" opacity="0.75"/>'
         )
-        is_late = fault.start > end - fault.end
-        at, anchor = (x(fault.start) - 6, "end") if is_late else (x(fault.end) + 6, "start")
-        yield _text(at, y + _LANE - 8, _shortened(fault.what), anchor=anchor)
-
-
-def _shortened(words: str, size: int = 60) -> str:
-    return words if len(words) <= size else words[: size - 1] + "…"
+        words, needed = fault.what, len(fault.what) * _LETTER
+        if x(fault.end) + 6 + needed < _WIDTH:
+            yield _text(x(fault.end) + 6, y + _LANE - 8, words)
+        elif x(fault.start) - 6 - needed > 0:
+            yield _text(x(fault.start) - 6, y + _LANE - 8, words, anchor="end")
+        else:
+            fitting = max(8, int(max(width, _WIDTH - x(fault.start)) / _LETTER))
+            shown = words if len(words) <= fitting else words[: fitting - 1] + "…"
+            yield _text(x(fault.start) + 6, y + _LANE - 8, shown)

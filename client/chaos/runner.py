@@ -48,7 +48,7 @@ from crypto.sign import SigningKey
 from protocol.identity import ChainKind
 
 START_S = 30.0
-"""How long a restarted node may take until it is ready."""
+"""How long a new process may take until it is ready, or has refused to start."""
 STOP_S = 15.0
 ORDER_TIMEOUT_S = 1.0
 
@@ -135,6 +135,7 @@ class _Runner:
         self._orders: dict[str, NodeFaults] = {}
         self._untold: dict[str, str] = {}
         """Nodes that have not taken their order, and why."""
+        self._paused: set[str] = set()
         found, chains = load_network(network / "network.toml")
         self._urls = {
             kind: {name: found.chains[kind].nodes[name].http for name in scenario.network.members(kind)}
@@ -158,7 +159,11 @@ class _Runner:
         self._until_progress()
         self._say("the load ends; waiting for receipts and for nodes that are behind")
         for load in self._loads.values():
-            load.finish(scenario.expect.progress_within_s)
+            load.send_no_more()
+        for load in self._loads.values():
+            load.wait_for_receipts(scenario.expect.progress_within_s)
+        for load in self._loads.values():
+            load.wait_for_nodes(scenario.expect.catch_up_within_s)
         for load in self._loads.values():
             load.stop()
         self._say("reading all blocks from every node")
@@ -222,6 +227,7 @@ class _Runner:
             case Pause():
                 for name in nodes:
                     self._signal(name, signal.SIGSTOP)
+                self._paused.update(nodes)
             case Restart():
                 active.trouble = self._restart(nodes)
             case DoubleStart():
@@ -239,6 +245,7 @@ class _Runner:
             case Pause():
                 for name in active.nodes:
                     self._signal(name, signal.SIGCONT)
+                self._paused.difference_update(active.nodes)
             case DoubleStart():
                 active.trouble = next(filter(None, map(_acceptance, active.seconds)), None)
             case Restart():
@@ -340,8 +347,8 @@ class _Runner:
         return NodeFaults(self._scenario.seed, links, tuple(sorted(cut)), skew_ms, disk_full, equivocate)
 
     def _tell(self) -> None:
-        """Send their orders to the nodes that have not taken them."""
-        for name in sorted(self._untold):
+        """Send their orders to the nodes that have not taken them; those that are paused could only keep the schedule waiting."""
+        for name in sorted(self._untold.keys() - self._paused):
             url = self._control.daemons[name].url
             body = msgspec.json.encode(self._orders[name])
             try:
@@ -356,12 +363,13 @@ class _Runner:
 
 
 def _acceptance(second: "subprocess.Popen[bytes]") -> str | None:
-    """None if the second process has refused to run because of the first; ends it otherwise."""
-    if second.poll() is None:
+    """None if the second process has refused to run because of the first, for which it gets time to start; ends it otherwise."""
+    try:
+        _, shown = second.communicate(timeout=START_S)
+    except subprocess.TimeoutExpired:
         second.kill()
         second.communicate()
         return "the second process was not refused"
-    _, shown = second.communicate()
     if second.returncode != 1 or b"in use by another process" not in shown:
         return f"the second process ended with code {second.returncode} for another reason"
     return None

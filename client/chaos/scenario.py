@@ -53,10 +53,10 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Expect(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`progress_within_s`: so soon after the last fault every chain answers new transactions; so soon after the load every node
-    has caught up."""
+    """How soon after the last fault every chain answers new transactions, and how soon after the load every node has caught up."""
 
     progress_within_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 5.0
+    catch_up_within_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
 
 
 class _Fault(
@@ -117,7 +117,7 @@ class DiskFull(_Lasting, frozen=True, tag="disk-full"):
 
 
 class DoubleStart(_Lasting, frozen=True, tag="double-start"):
-    """A second process with the same key and data is started; it must be refused within `for`."""
+    """A second process with the same key and data is started; it must refuse to run."""
 
 
 class Equivocate(_Lasting, frozen=True, tag="equivocate"):
@@ -175,7 +175,7 @@ def lasts(fault: Fault) -> float:
 
 def describe(fault: Fault, nodes: tuple[str, ...]) -> str:
     """A fault on the nodes chosen for it, in a few words."""
-    words = f"{kind_of(fault)}: {', '.join(nodes)}"
+    words = f"{kind_of(fault)}: {', '.join(nodes) if len(nodes) <= 4 else f'{len(nodes)} nodes'}"
     match fault:
         case Partition(groups=groups):
             return f"partition: {' / '.join(' '.join(group) for group in (*groups, ('the rest',)))}"

@@ -1,10 +1,13 @@
 """Two nodes' databases compared offline: what a fork proves, and what a forger's file does not."""
 
 import sqlite3
+import tempfile
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from client import audit, cli
@@ -14,7 +17,7 @@ from crypto.sign import SigningKey
 from node.store import Store
 from protocol import genesis as genesis_file
 from protocol import merkle
-from protocol.block import Block, Certificate, Committee, Header
+from protocol.block import Block, Certificate, Committee, Header, decode_block
 from protocol.core import Finalized, Record, SaveBlock, SaveCertificate
 from protocol.evidence import conflict
 from protocol.genesis import Genesis, Member
@@ -55,22 +58,26 @@ class Journal:
         self.store.close()
         self.is_open = False
 
-    def block(self, view: int, skips: tuple[Certificate, ...] = (), mark: int = 0) -> bytes:
+    def block(
+        self, view: int, skips: tuple[Certificate, ...] = (), mark: int = 0, txs: tuple[bytes, ...] = ()
+    ) -> bytes:
         """A notarized block on top; `mark` tells the histories apart."""
         keys = GENESIS.validators_hash
         time_ms = self.head.time_ms + 1 + mark
-        rest = (merkle.root(()), 0, time_ms, keys, keys, COMMITTEE.leader(view))
+        rest = (merkle.root(txs), len(txs), time_ms, keys, keys, COMMITTEE.leader(view))
         header = Header(GENESIS.chain_id, 0, view, self.head.height + 1, self.head_id, self.head.view, *rest)
-        block = Block(header, (), skips)
+        block = Block(header, txs, skips)
         notarization = certificate("notarize", view, header.id, self.signers)
         self.store.apply([SaveBlock(block), SaveCertificate(notarization)])
         self.waiting.append(block)
         self.head, self.head_id = header, header.id
         return header.id
 
-    def final(self, view: int, skips: tuple[Certificate, ...] = (), mark: int = 0) -> bytes:
+    def final(
+        self, view: int, skips: tuple[Certificate, ...] = (), mark: int = 0, txs: tuple[bytes, ...] = ()
+    ) -> bytes:
         """A block on top that is final with all below it."""
-        block_id = self.block(view, skips, mark)
+        block_id = self.block(view, skips, mark, txs)
         cert = certificate("finalize", view, block_id, self.signers)
         self.store.apply([Finalized(tuple((b, ()) for b in self.waiting), cert)])
         self.waiting.clear()
@@ -145,6 +152,34 @@ def test_a_fork_certified_at_different_heights_convicts_by_the_kept_notarization
     report = compare(a, b)
     assert report.fork == 1
     assert guilty(report) == {(liar, "E3") for liar in LIARS}
+
+
+histories = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 3), histories, histories)
+def test_every_fork_convicts_all_who_signed_both_histories_and_nobody_else(common, first, second):
+    """A history is, for each block: whether the term before it is skipped, whether it has a finalization of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        a, b = Journal(Path(folder, "a"), SIDE_A), Journal(Path(folder, "b"), SIDE_B)
+        for journal, side, mark in zip((a, b), (first, second), (0, 1), strict=True):
+            for view in range(1, common + 1):
+                journal.final(view)
+            for number, (is_skipping, is_certified) in enumerate(side, 1):
+                parent = journal.head.view
+                view = COMMITTEE.term_start(COMMITTEE.term(parent + 1) + 1) if is_skipping else parent + 1
+                terms = COMMITTEE.covering_terms(parent, view)
+                skips = tuple(certificate("nullify", first, None, journal.signers) for _, first in terms)
+                add = journal.final if is_certified or number == len(side) else journal.block
+                add(view, skips, mark)
+        try:
+            report = compare(a, b)
+        finally:
+            a.close()
+            b.close()
+    assert report.fork == common + 1
+    assert {signer for signer, _ in guilty(report)} == set(LIARS)
 
 
 def test_a_fork_is_reported_even_if_the_files_do_not_name_its_makers(journals):
@@ -289,3 +324,26 @@ def test_the_command_names_the_guilty_writes_the_evidence_and_checks_it(tmp_path
     checked = run(cli.app, ["-o", "json", "audit", "--verify", str(out), "--genesis", str(toml)])
     assert checked.exit_code == 0
     assert [row["member"] for row in msgspec.json.decode(checked.output)] == ["n1", "n2"]
+
+
+def test_a_database_whose_old_bodies_were_archived_is_audited_as_before(journals):
+    a, b = journals
+    for journal in journals:
+        journal.final(1, txs=(b"a transaction",))
+        journal.final(2)
+    for data in bodies(a):
+        a.edit("UPDATE blocks SET data = ? WHERE view = 1", encode(msgspec.structs.replace(data, txs=())))
+    assert compare(a, b) == audit.Report((2, 2), None, ())
+    for data in bodies(b):
+        b.edit(
+            "UPDATE blocks SET data = ? WHERE view = 1", encode(msgspec.structs.replace(data, txs=(b"b",)))
+        )
+    with pytest.raises(Unauthentic, match="does not belong"):
+        audit.audit(a.path, b.path, GENESIS)
+
+
+def bodies(journal: Journal) -> list[Block]:
+    with sqlite3.connect(journal.path) as db:
+        found = db.execute("SELECT data FROM blocks WHERE view = 1").fetchall()
+    db.close()
+    return [decode_block(data) for (data,) in found]

@@ -88,13 +88,13 @@ def test_receipts_of_two_transactions_for_one_place_are_a_fork():
 
 
 @pytest.mark.parametrize(
-    "block", [FinalBlock(5, "b5", "elsewhere", ("tx5",)), FinalBlock(7, "b5", "b4", ("tx5",))]
+    "last", [FinalBlock(10, "b10", "elsewhere", ("tx10",)), FinalBlock(12, "b12", "b9", ("tx10",))]
 )
-def test_a_chain_that_does_not_link_up_is_caught(block: FinalBlock):
+def test_a_chain_that_does_not_link_up_or_leaves_heights_out_is_caught(last: FinalBlock):
     history = good()
     for blocks in history.finals["storage"].values():
-        blocks[4] = block
-    assert "no fork" in violated(history)
+        blocks[9] = last
+    assert set(violated(history)) == {"no fork"}
 
 
 @pytest.mark.parametrize("txs", [(), ("tx99",), ("tx99", "tx5")])
@@ -205,6 +205,13 @@ def full_disk() -> History:
 
 def test_a_full_disk_that_behaves_holds():
     assert violated(full_disk()) == {}
+
+
+def test_the_second_full_disk_of_a_node_is_judged_by_itself():
+    history = full_disk()
+    history.injected.append(Injected("disk-full", ("s-3",), 7.0, 8.0, "disk-full: s-3"))
+    history.seen.insert(-1, seen("s-3", 7.5, 7, alarm="full"))
+    assert violated(history) == {}
 
 
 def test_each_misbehaviour_of_a_full_disk_is_caught():

@@ -2,8 +2,7 @@
 
 import msgspec
 import pytest
-from cluster import make_genesis, request_tx
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from crypto.codec import encode
@@ -25,6 +24,7 @@ from protocol.block import (
     decode_message,
     decode_vote,
 )
+from tests.simulation.cluster import make_genesis, request_tx
 
 GENESIS, KEYS = make_genesis(4, term_length=4)
 COMMITTEE = Committee(GENESIS)
@@ -186,6 +186,7 @@ def is_legal_by_the_rule(length: int, parent: int, view: int, skips: tuple[Certi
     return covered and [term(s.view) for s in skips] == sorted({term(w) for w in skipped})
 
 
+@settings(max_examples=400)
 @given(st.integers(1, 4), st.integers(0, 14), st.integers(1, 14), st.data())
 def test_legal_parents_are_those_of_the_rule(length, parent, view, data):
     genesis, _ = make_genesis(4, term_length=length)
@@ -195,6 +196,9 @@ def test_legal_parents_are_those_of_the_rule(length, parent, view, data):
         st.one_of(
             st.just(tuple(exact)),
             st.permutations(exact).map(tuple),
+            st.tuples(st.integers(0, len(exact)), st.integers(1, 14)).map(
+                lambda at: (*exact[: at[0]], nullification(at[1]), *exact[at[0] + 1 :])
+            ),
             st.lists(st.integers(1, 14).map(nullification), max_size=4).map(tuple),
             st.sampled_from(range(len(exact) + 1)).map(lambda i: tuple(exact[:i] + exact[i + 1 :])),
             st.integers(0, len(exact)).map(lambda i: (*exact[:i], GOOD, *exact[i:])),

@@ -2,7 +2,6 @@
 
 import msgspec
 import pytest
-from cluster import WALL0, make_genesis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from protocol.contract import (
 )
 from protocol.identity import Credential, SignedCredential
 from protocol.tx import Action, Attest, Certify, Publish, Request, Revoke, Rule, Tx, TxBody
+from tests.simulation.cluster import WALL0, make_genesis
 
 AUTHORITY = SigningKey(bytes([77]) * 32)
 DOCTOR, PATIENT, USER, STRANGER = (SigningKey(bytes([i]) * 32) for i in (11, 12, 13, 14))

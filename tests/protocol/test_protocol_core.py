@@ -1,11 +1,11 @@
 """What the consensus core promises, seen from a cluster in virtual time."""
 
 import pytest
-from cluster import Cluster, Link, request_tx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.block import Proposal, Status, Votes
+from tests.simulation.cluster import Cluster, Link, request_tx
 
 
 @pytest.mark.parametrize(

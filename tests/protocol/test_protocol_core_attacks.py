@@ -2,7 +2,6 @@
 
 import msgspec
 import pytest
-from cluster import WALL0, Cluster, request_tx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +32,7 @@ from protocol.core import (
     genesis_tip,
 )
 from protocol.mempool import Mempool
+from tests.simulation.cluster import WALL0, Cluster, request_tx
 
 REPLACE = msgspec.structs.replace
 
@@ -453,7 +453,7 @@ def check_signing_rules(cluster: Cluster, votes: list[Vote]) -> None:
 
 
 @settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 @given(st.data(), st.integers(0, 3), st.sampled_from([1, 2, 4]))
 def test_no_messages_of_all_other_members_together_crash_a_core_or_make_it_break_a_rule(data, me, length):

@@ -2,12 +2,12 @@
 
 import msgspec
 import pytest
-from cluster import WALL0, Cluster, request_tx
 
 from crypto.codec import encode
 from protocol.block import Block, Body, Certificate, Chain, Status, Vote, Votes, decode_message
 from protocol.core import DRIFT_MS, Core, Restored, SaveCertificate, SaveVote, genesis_tip
 from protocol.mempool import Mempool
+from tests.simulation.cluster import WALL0, Cluster, request_tx
 
 REPLACE = msgspec.structs.replace
 ME = 1

@@ -1,12 +1,12 @@
 """Which pairs of votes convict their signer, and that no pair an honest member may sign does."""
 
-from cluster import make_genesis
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crypto.codec import encode
 from protocol.block import Committee, Vote
 from protocol.evidence import Evidence, conflict, decode_evidence
+from tests.simulation.cluster import make_genesis
 
 GENESIS, KEYS = make_genesis(4, term_length=4)
 COMMITTEE = Committee(GENESIS)

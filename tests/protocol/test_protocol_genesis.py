@@ -2,7 +2,6 @@
 
 import msgspec
 import pytest
-from cluster import make_genesis
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +10,7 @@ from crypto.sign import SigningKey
 from protocol import genesis, network
 from protocol.genesis import Genesis, Member
 from protocol.network import ChainAddresses, Network, NodeAddress, Service, split_host_port
+from tests.simulation.cluster import make_genesis
 
 GENESIS, _ = make_genesis(7, max_block_txs=123)
 TEXT = genesis.to_toml(GENESIS)

@@ -4,7 +4,6 @@ from functools import cache
 from unittest.mock import patch
 
 import pytest
-from cluster import WALL0, request_tx
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -15,6 +14,7 @@ from crypto.sign import SigningKey
 from protocol import mempool as mempool_module
 from protocol.mempool import Mempool, is_admissible
 from protocol.tx import MAX_LIFETIME_MS, Request, Tx
+from tests.simulation.cluster import WALL0, request_tx
 
 CHAIN = "diptych/1/storage/test"
 SENDERS = [SigningKey(bytes([i + 1]) * 32) for i in range(3)]

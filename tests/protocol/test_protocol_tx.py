@@ -2,7 +2,6 @@
 
 import msgspec
 import pytest
-from cluster import CLIENT, WALL0, request_tx
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from crypto.sign import SigningKey
 from protocol.block import MAX_TX
 from protocol.identity import Credential, SignedCredential
 from protocol.tx import Attest, Certify, Publish, Request, Revoke, Rule, Tx, check_tx
+from tests.simulation.cluster import CLIENT, WALL0, request_tx
 
 CHAIN = "diptych/1/storage/test"
 OTHER = SigningKey(b"o" * 32)

@@ -50,6 +50,8 @@ class Plan:
     submissions: tuple[tuple[float, int, int], ...]
     skew: tuple[int, ...]
     """How far the clock of each host is off, in milliseconds: less than the drift that nodes allow."""
+    dead: tuple[int, ...]
+    """Honest hosts that stay down after the storm, as far as that leaves a quorum which does not abstain."""
     faults: tuple[Fault, ...]
 
     @classmethod
@@ -62,18 +64,18 @@ class Plan:
         hosts = n + sum(kind == TWINS for _, kind in liars)
         honest = [m for m in range(n) if m not in dict(liars)]
         faults = []
-        for _ in range(rng.randint(0, 9)):
+        for _ in range(rng.randint(0, rng.choice((6, 9, 30)))):
             at, seconds = rng.uniform(0, STORM), rng.expovariate(0.3)
             kind = rng.choice(("crash", "crash", "crash", "split", "split", "noise", "wipe"))
             value: tuple[Any, ...]
             if kind == "crash":
                 value = (rng.randrange(hosts), rng.choice(CRASH_POINTS), rng.randrange(8))
             elif kind == "wipe":
-                value = (rng.choice(honest), rng.choice(CRASH_POINTS), rng.randrange(8))
+                value = (rng.choice(honest),)
             elif kind == "split":
                 value = tuple(rng.randrange(2) for _ in range(hosts))
             else:
-                delay = rng.choice((0.005, 0.05, 0.5))
+                delay = rng.choice((0.005, 0.05, 0.5, 2.0))
                 value = (rng.choice((0.0, 0.05, 0.3)), delay, rng.choice((0.0, 0.3)))
             faults.append(Fault(at, kind, seconds, value))
         submissions = [(rng.uniform(0, STORM), k, rng.choice(honest)) for k in range(rng.randint(3, 15))]
@@ -86,6 +88,7 @@ class Plan:
             liars,
             tuple(sorted(submissions)),
             tuple(rng.choice((0, 0, -900, 900)) for _ in range(hosts)),
+            tuple(rng.sample(honest, rng.randint(0, spare))),
             tuple(sorted(faults, key=lambda f: f.at)),
         )
 
@@ -131,8 +134,10 @@ class Simulation:
         liars = dict(plan.liars)
         twins = tuple(m for m, kind in plan.liars if kind == TWINS)
         self.honest = [m for m in range(plan.members) if m not in liars]
-        self.down: dict[int, float] = {}
+        self._down: dict[int, float] = {}
+        """How long a host stays down after a crash that waits for its step."""
         self._splits: list[tuple[int, ...]] = []
+        self._gone: set[int] = set()
         genesis = {"term_length": plan.term_length, "base_timeout_ms": plan.base_timeout_ms}
 
         def make_core(host: int) -> MakeCore:
@@ -202,9 +207,8 @@ class Simulation:
             case "crash":
                 self._crash(*fault.value, seconds=fault.seconds)
             case "wipe":
-                host = fault.value[0]
+                (host,) = fault.value
                 if self._may_wipe(host):
-                    c.crash(host)
                     c.lose_disk(host, rejoin=self._demand_rejoin)
                     self._crashed(host, fault.seconds)
             case "split":
@@ -221,14 +225,14 @@ class Simulation:
             self._crashed(host, seconds)
         elif self.cluster.cores[host]:
             self.cluster.crash_next[host] = (point, number)
-            self.down[host] = seconds
+            self._down[host] = seconds
 
     def _crashed(self, host: int, seconds: float | None = None) -> None:
-        seconds = self.down.pop(host, 0.1) if seconds is None else seconds
+        seconds = self._down.pop(host, 0.1) if seconds is None else seconds
         self.cluster.at(self.cluster.now + seconds, lambda: self._restart(host))
 
     def _restart(self, host: int) -> None:
-        if self.cluster.cores[host] is None:
+        if self.cluster.cores[host] is None and host not in self._gone:
             self.cluster.say(f"{self.cluster.name(host)} starts again")
             self.cluster.start(host)
 
@@ -262,21 +266,28 @@ class Simulation:
         c.crash_next.clear()
         for host in range(len(c.member)):
             self._restart(host)
+        abstaining = sum(map(self._abstains, self.honest))
+        dead = self.plan.dead[
+            : max(0, c.committee.size - c.committee.quorum - len(self.plan.liars) - abstaining)
+        ]
+        for host in dead:
+            c.say(f"{c.name(host)} is gone for good")
+            c.crash(host)
+        self._gone.update(dead)
+        live = [h for h in self.honest if h not in dead]
         wanted = {request_tx(number) for _, number, _ in self.plan.submissions}
         for _, number, _ in self.plan.submissions:
-            for host in self.honest:
+            for host in live:
                 self._add(number, host)
 
         def all_final() -> bool:
-            height = max(len(c.disks[h].final) for h in self.honest)
-            return all(len(c.disks[h].final) == height for h in self.honest) and all(
-                wanted <= set(c.final_txs(h)) for h in self.honest
-            )
+            heights = {len(c.disks[h].final) for h in live}
+            return len(heights) == 1 and all(wanted <= set(c.final_txs(h)) for h in live)
 
         end = c.now + PATIENCE
         while not all_final():
             if c.now > end:
-                heights = {c.name(h): len(c.disks[h].final) for h in self.honest}
+                heights = {c.name(h): len(c.disks[h].final) for h in live}
                 views = [core.view if core else None for core in c.cores]
                 raise Violation(
                     f"liveness: not everything is final {PATIENCE} s after the storm: {heights}, {views}"
@@ -290,11 +301,13 @@ def simulate(plan: Plan, **broken: Any) -> Outcome:
 
 def shrink(plan: Plan, **broken: Any) -> tuple[int, ...]:
     """The places of a few faults of a failing plan without any of which it no longer fails."""
-    kept = tuple(range(len(plan.faults)))
-    for index in range(len(plan.faults)):
-        fewer = tuple(i for i in kept if i != index)
-        if simulate(plan.keeping(fewer), **broken).violation:
-            kept = fewer
+    kept, before = tuple(range(len(plan.faults))), None
+    while kept != before:
+        before = kept
+        for index in before:
+            fewer = tuple(i for i in kept if i != index)
+            if simulate(plan.keeping(fewer), **broken).violation:
+                kept = fewer
     return kept
 
 

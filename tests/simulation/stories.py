@@ -70,17 +70,19 @@ def two_nullified_terms() -> Cluster:
 
 @story
 def spoiled_term_is_finalized_by_the_next() -> Cluster:
-    """Two of four nullify view 1 for nothing: the term still notarizes, and its successor makes all of it final."""
+    """Two of four nullify a view that is notarized after all: Rule F keeps it from becoming final before the next term."""
     c = cluster()
-    c.say("the proposal of n0 reaches n1 only after the others have lost patience")
-    c.cut = lambda a, b: a == 0
-    c.submit(request_tx(1))
-    c.run_for(1.005)
-    c.cut = lambda a, b: b == 0 and a != 1
-    c.say("n0 is heard again, and hears n1 only")
-    c.run_for(0.6)
-    c.cut = lambda a, b: False
+    c.submit(request_tx(1), to=0)
+    c.run_for(0.015)
+    c.say("all votes are lost, and n0 and n3 start anew with fresh patience")
+    c.cut = lambda a, b: True
+    c.run_for(0.9)
+    for host in (0, 3):
+        stop(c, host)
+        start(c, host)
+    c.run_for(0.3)
     c.say("the network is whole")
+    c.cut = lambda a, b: False
     c.run_until(lambda: all(request_tx(1) in c.final_txs(i) for i in range(4)))
     return c
 

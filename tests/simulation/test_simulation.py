@@ -36,7 +36,7 @@ def one_liar(liar: int, kind: str) -> Plan:
     """Four members, one of whom lies while nothing else goes wrong."""
     honest = [m for m in range(4) if m != liar]
     submissions = tuple((0.4 * k, k, honest[k % 3]) for k in range(15))
-    return Plan(liar, "bft", 4, 4, 500, ((liar, kind),), submissions, (0,) * (4 + (kind == TWINS)), ())
+    return Plan(liar, "bft", 4, 4, 500, ((liar, kind),), submissions, (0,) * (4 + (kind == TWINS)), (), ())
 
 
 @pytest.mark.parametrize("kind", [TWINS, *LIARS])

@@ -27,11 +27,11 @@ class WithoutRuleF(Core):
         return False
 
 
-class ForgetsWhatItSigned(Core):
-    """A restart loads everything but the own votes."""
+class ForgetsWhatItNotarized(Core):
+    """A restart loads everything but what it notarized, be it as leader."""
 
     def _restore(self, restored: Restored) -> None:
-        super()._restore(replace(restored, votes=[]))
+        super()._restore(replace(restored, votes=[v for v in restored.votes if v.kind != "notarize"]))
 
 
 class OneVoteTooFew(Committee):
@@ -118,7 +118,7 @@ def test_the_oracles_catch_a_rejoined_member_that_does():
 
 
 def test_a_failing_plan_shrinks_to_what_it_takes_and_prints_how_to_replay_it():
-    broken = {"core": ForgetsWhatItSigned}
+    broken = {"core": ForgetsWhatItNotarized}
     plan, _ = first_caught("majority", **broken)
     kept = shrink(plan, **broken)
     assert simulate(plan.keeping(kept), **broken).violation
@@ -138,7 +138,7 @@ BROKEN = {
     "a certificate of Q-1 signatures": ("bft", {"committee": OneVoteTooFew}, ("I6",)),
     "a restarted leader that proposes twice": (
         "majority",
-        {"core": ForgetsWhatItSigned},
+        {"core": ForgetsWhatItNotarized},
         ("I1", "assertion: I1"),
     ),
     "a transaction carried twice": ("majority", {"core": CountsTransactionsAgain}, ("I7",)),
