@@ -215,7 +215,7 @@ def admin(node: Node, net: ChaosNet, key: SigningKey) -> Route:
         unknown = {*order.links, *order.cut} - members
         if unknown:
             raise Malformed(f"no member of this chain is called {', '.join(sorted(unknown))}")
-        await node._in_journal(lambda: limit_pages(node._store._db, order.disk_full))
+        limit_pages(node._store._db, order.disk_full)
         net.faults.set(order)
         net.equivocator = equivocator if order.equivocate else None
         skew_ms = order.skew_ms

@@ -1,6 +1,6 @@
 """One consensus node: reads what has come, steps the core, writes one database transaction, then sends.
 
-    Net events, HTTP submissions, the clock  ->  core  ->  journal (thread)  ->  sends
+    Net events, HTTP submissions, the clock  ->  core  ->  journal  ->  sends
                                                         ->  ledger (thread)  ->  receipts, waiters
 
 Everything that has arrived when a step starts goes into that step, so one commit to disk serves many messages. When the
@@ -90,7 +90,7 @@ class Node:
         self._store = Store(data, committee)
         self._store.bind(marker, rejoin=rejoin)
         self._ledger = Ledger(data, genesis)
-        self._journal_thread = ThreadPoolExecutor(1, "journal")
+        self._reader_thread = ThreadPoolExecutor(1, "reader")
         self._ledger_thread = ThreadPoolExecutor(1, "ledger")
         self.mempool = Mempool(genesis.chain_id)
         restored = self._store.load()
@@ -132,7 +132,7 @@ class Node:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.net.stop()
-        self._journal_thread.shutdown()
+        self._reader_thread.shutdown()
         self._ledger_thread.shutdown()
         self._ledger.close()
         self._store.close()
@@ -196,7 +196,7 @@ class Node:
                 self._waiters.pop(tx_id, None)
 
     async def block_at(self, height: int) -> Block:
-        found = await self._in_journal(lambda: self._store.block_at(height))
+        found = await self._from_journal(lambda: self._store.block_at(height))
         if found is None:
             raise NotFound(f"there is no block at height {height} here; the tip is at {self.tip.height}")
         return found[0]
@@ -268,7 +268,7 @@ class Node:
                 started = time.monotonic()
                 await self._until_written(
                     "journal",
-                    lambda: self._in_journal(lambda: self._store.apply(effects)),  # noqa: B023
+                    lambda: self._write(effects),  # noqa: B023
                 )
                 self.metrics.wrote(time.monotonic() - started)
                 self.tip = core.tip
@@ -357,7 +357,7 @@ class Node:
             case Send(to, message):
                 self._send(to, message)
             case ServeChain(to, height):
-                page = await self._in_journal(lambda: self._store.page(height))
+                page = await self._from_journal(lambda: self._store.page(height))
                 if page:
                     self._send(to, page)
             case Finalized(blocks, _):
@@ -408,7 +408,7 @@ class Node:
         while self.executed_height < self.core.tip.height:
             first = self.executed_height + 1
             heights = range(first, min(first + 200, self.core.tip.height + 1))
-            found = await self._in_journal(lambda: [self._store.block_at(h) for h in heights])  # noqa: B023
+            found = await self._from_journal(lambda: [self._store.block_at(h) for h in heights])  # noqa: B023
             blocks = [f[0] for f in found if f]
             if not blocks or blocks[0].header.height != first:
                 raise Conflict(
@@ -447,8 +447,13 @@ class Node:
         if batch:
             self.net.broadcast(Chan.TX, encode(tuple(batch)))
 
-    async def _in_journal(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._journal_thread, work)
+    async def _write(self, effects: list[Effect]) -> None:
+        # In this thread: a step can do nothing else meanwhile, and handing a commit of half a millisecond to another thread
+        # and back costs more than the commit.
+        self._store.apply(effects)
+
+    async def _from_journal(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._reader_thread, work)
 
     def _in_ledger(self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._ledger_thread, work)

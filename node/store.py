@@ -1,7 +1,7 @@
 """The consensus journal of one node: what must survive a power cut, in SQLite (WAL, synchronous=FULL).
 
-All methods are synchronous and meant for one writer thread. `apply` is one transaction per step of the core; the daemon sends nothing of
-a step before it returns. A lock file keeps two processes from voting with one key.
+All methods are synchronous. `apply` is one transaction per step of the core; the daemon sends nothing of a step before it returns. `page` and
+`block_at` read over a connection of their own, so that another thread may call them meanwhile. A lock file keeps two processes from voting with one key.
 """
 
 import fcntl
@@ -96,6 +96,7 @@ class Store:
         self._committee = committee
         self._db = connect(folder / JOURNAL)
         self._db.executescript(SCHEMA)
+        self._reader = connect(folder / JOURNAL)
         genesis = committee.genesis.hash
         self._db.execute("INSERT OR IGNORE INTO meta VALUES ('genesis', ?)", (genesis,))
         if self._db.execute("SELECT value FROM meta WHERE name = 'genesis'").fetchone()[0] != genesis:
@@ -137,6 +138,7 @@ class Store:
 
     def close(self) -> None:
         self._db.close()
+        self._reader.close()
         self._lock.release()
 
     def apply(self, effects: Iterable[Effect]) -> None:
@@ -234,7 +236,7 @@ class Store:
 
     def pruned_height(self) -> int:
         """Up to which height the bodies of blocks are not here (`node.prune`); headers and certificates always are."""
-        return pruned_height(self._db)
+        return pruned_height(self._reader)
 
     def block_at(self, height: int) -> tuple[Block, Certificate | None] | None:
         """The final block at `height` and, if it has one of its own, its finalization. `NotFound` if its body was archived."""
@@ -242,7 +244,7 @@ class Store:
             raise NotFound(
                 f"the body of the block at height {height} was archived here; ask another node for it"
             )
-        row = self._db.execute(
+        row = self._reader.execute(
             "SELECT b.data, f.certificate FROM final f JOIN blocks b ON b.id = f.id WHERE f.height = ?",
             (height,),
         ).fetchone()
@@ -253,7 +255,7 @@ class Store:
         None if this node has none to prove them with, or has archived their bodies."""
         if height <= self.pruned_height():
             return None
-        rows = self._db.execute(
+        rows = self._reader.execute(
             "SELECT b.data, f.certificate, f.height FROM final f JOIN blocks b ON b.id = f.id"
             " WHERE f.height >= ? ORDER BY f.height LIMIT ?",
             (height, PAGE_BLOCKS),
@@ -272,7 +274,7 @@ class Store:
         last = page[-1]
         links: list[Header] = []
         proof = last[1]
-        later = self._db.execute(
+        later = self._reader.execute(
             "SELECT b.data, f.certificate FROM final f JOIN blocks b ON b.id = f.id WHERE f.height > ? ORDER BY f.height",
             (last[2],),
         )

@@ -275,7 +275,7 @@ async def test_a_vote_that_the_journal_refuses_ends_the_node_instead_of_being_se
     node = world.nodes[0]
     for view in range(1, 200):
         vote = node.core.committee.sign(world.keys[0], 0, "notarize", view, b"x" * 32)
-        await node._in_journal(lambda vote=vote: node._store.apply([SaveVote(vote)]))
+        await node._from_journal(lambda vote=vote: node._store.apply([SaveVote(vote)]))
     node.submit(world.tx())
     with pytest.raises(sqlite3.IntegrityError):
         await asyncio.wait_for(node.wait(), TIMEOUT)
