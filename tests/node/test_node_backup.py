@@ -90,8 +90,9 @@ async def test_a_restored_node_refuses_to_start_without_rejoin_then_rejoins_and_
     assert restored.receipts_root == world.nodes[0].receipts_root
     await world.stop(3)
     await world.start(3)  # the refusal does not come back
-    abstained = world.nodes[3].core.abstain_until
-    while world.nodes[0].core.view <= abstained:
+    restored = world.nodes[3]
+    await world.until(lambda: restored.core.abstain_until)  # the reports of the others have come
+    while world.nodes[0].core.view <= restored.core.abstain_until:
         await world.grow(0)
     await world.stop(1)
     await world.grow(0, 3)  # three of four: the restored one votes
