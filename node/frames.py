@@ -10,6 +10,7 @@ import struct
 from collections import deque
 from collections.abc import Iterable
 
+from configs.sockets import listening_socket
 from crypto.errors import Conflict, Unavailable
 from node.net import MAX_BODY, Chan
 
@@ -64,13 +65,12 @@ class Queues:
         return parts
 
 
-async def listening_socket(host: str, port: int) -> socket.socket:
+async def listen(host: str, port: int) -> socket.socket:
     """A TCP socket that listens at the first address of `host`. `Conflict`: the port is in use; `Unavailable`: cannot listen."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, _, _, _, address = found[0]
-        # Ports of connections just closed count as free here; a port with a listener never does.
-        return socket.create_server(address, family=family)
+        return listening_socket(family, address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise Conflict(f"{host}:{port} is in use by another process; stop it or choose another") from None

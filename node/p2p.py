@@ -53,7 +53,7 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from crypto.errors import Conflict, Malformed, Unavailable
-from node.frames import FRAME_COST, PAUSE_S, PING, PING_S, SILENT_S, Queues, listening_socket
+from node.frames import FRAME_COST, PAUSE_S, PING, PING_S, SILENT_S, Queues, listen
 from node.frames import HEADER as _HEADER
 from node.net import MAX_BODY, Chan, Event, NodeId, Peer, PeerDown, PeerUp, Received, check_body
 
@@ -407,7 +407,7 @@ class P2PNet:
         0.8.1: the library listens with SO_REUSEPORT, so a second daemon on the port would take half of the connections
         without an error. A socket without that option cannot be had while somebody listens.
         """
-        with await listening_socket(*self._listen) as probe:
+        with await listen(*self._listen) as probe:
             return str(probe.getsockname()[0]), self._listen[1]
 
     def _drain(self) -> None:

@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from crypto.errors import Conflict, Malformed
-from node.frames import HEADER, PAUSE_S, PING, PING_S, SILENT_S, Queues, listening_socket
+from node.frames import HEADER, PAUSE_S, PING, PING_S, SILENT_S, Queues, listen
 from node.net import MAX_BODY, Chan, Event, NodeId, Peer, PeerDown, PeerUp, Received, check_body
 
 # Most urgent first. A ping among megabytes may wait: whatever a peer sends shows that it lives.
@@ -292,7 +292,7 @@ class TlsNet:
         outbound = {cert: peer for cert, peer in self._book.items() if peer.node > self.me}
         server = _context(ssl.PROTOCOL_TLS_SERVER, self, inbound)
         clients = [_context(ssl.PROTOCOL_TLS_CLIENT, self, [cert]) for cert in outbound]
-        listener = await listening_socket(*self._listen)
+        listener = await listen(*self._listen)
         if self._was_used:  # stopped while the name was resolved
             listener.close()
             raise Conflict(used)

@@ -209,6 +209,7 @@ class Life(RuleBasedStateMachine):
         assert len(self.pool) == len(self.waiting)
         assert self.pool._bytes == sum(map(len, self.waiting))
         assert sum(self.pool._per_sender.values()) == len(self.waiting)
+        assert all(self.pool._per_sender.values()), "no sender is remembered for nothing"
         assert len(self.pool.final) == sum(e > self.chain_time for e in self.ever_final.values())
 
 
