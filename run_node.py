@@ -10,6 +10,7 @@ if __name__ == "__main__":
     bootstrap.ensure()
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
 import time
@@ -476,6 +477,14 @@ def run(command: Callable[[], object]) -> None:
         command()
     except DiptychError as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except sqlite3.DatabaseError as error:
+        console.print(
+            f"[red]error:[/red] the database cannot be used ({error}); nothing is invented in its place. Move the data folder "
+            "away; a node then starts with --rejoin and fetches the chain from the others",
+            highlight=False,
+            soft_wrap=True,
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -246,6 +246,8 @@ class Node:
                 self._wake.set()
             case PeerUp(peer):
                 self._log.info("peer up", peer=peer)
+                self.core.greet(self._names.index(peer))
+                self._wake.set()
             case PeerDown(peer, why):
                 self._log.info("peer down", peer=peer, why=why)
 

@@ -241,6 +241,11 @@ class Core:
         if self._clock(now, wall_ms):
             self._progress()
 
+    def greet(self, member: int) -> None:
+        """A link to `member` is new: tell it where we are, so that whoever of the two is behind catches up at once."""
+        if not self.halted:
+            self._send(self._status(), member)
+
     def tick(self, now: float, wall_ms: int) -> None:
         """Time has passed; call at `next_deadline()` at the latest."""
         if not self._clock(now, wall_ms):

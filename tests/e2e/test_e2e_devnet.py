@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
+import pytest
 from e2e_files import ROOT
 
 from configs.files import load_network
+from node.store import Store
+from protocol.block import Committee
 
 
 def test_the_devnet_runs_until_ctrl_c_and_leaves_no_process_behind(run: Callable, tmp_path: Path):
@@ -57,6 +60,23 @@ def test_a_daemon_that_cannot_start_is_named_with_its_reason(run: Callable, tmp_
     failed = run("run_node.py", "devnet", "--dir", folder, code=1)
     assert "cloud exited with code 1" in failed.stderr
     assert "chmod 600" in failed.stderr
+
+
+@pytest.mark.parametrize("damage", ["truncated", "overwritten"])
+def test_a_node_with_a_damaged_journal_says_so_and_does_not_start(run: Callable, tmp_path: Path, damage: str):
+    folder = tmp_path / "net"
+    run("run_node.py", "devnet", "--dir", folder, "--storage", "1", "--sharing", "1", "--only-make")
+    config = folder / "storage-1" / "config.toml"
+    _, chains = load_network(folder / "network.toml")
+    Store(folder / "storage-1" / "data", Committee(chains["storage"])).close()
+    journal = folder / "storage-1" / "data" / "consensus.db"
+    data = journal.read_bytes()
+    journal.write_bytes(
+        data[:5000] if damage == "truncated" else data[:4096] + bytes(b ^ 0x5A for b in data[4096:])
+    )
+    refused = run("run_node.py", "node", "--config", config, code=1)
+    assert "database cannot be used" in refused.stderr
+    assert "--rejoin" in refused.stderr
 
 
 def test_a_second_process_on_the_same_data_is_refused(run: Callable, net):
