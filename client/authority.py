@@ -42,7 +42,7 @@ from crypto.sign import SigningKey
 from protocol.genesis import Genesis
 from protocol.identity import Credential, Role, SignedCredential
 from protocol.network import Network
-from protocol.tx import Certify, Revoke
+from protocol.tx import Certify
 
 DAY_MS = 86_400_000
 _log = structlog.get_logger("authority")
@@ -128,10 +128,6 @@ class Authority:
         self._on_both_chains(lambda chain: self._certify(chain, enrolled.credential))
         _log.info("enrolled", role=invite.role)
         return enrolled
-
-    def revoke(self, subject: bytes) -> None:
-        """End a credential on both chains."""
-        self._on_both_chains(lambda chain: chain.execute(self._key, Revoke(subject)))
 
     def info(self) -> dict[str, str]:
         return {"public_key": self._key.public.hex(), "abe_public": self._abe.public.to_bytes().hex()}

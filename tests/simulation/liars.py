@@ -4,6 +4,7 @@ Twins are no class here: they are two ordinary instances with one key (`Cluster(
 """
 
 import random
+from abc import ABC, abstractmethod
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from protocol.core import Core, Effect, Send
 REPLACE = msgspec.structs.replace
 
 
-class Liar(Core):
+class Liar(Core, ABC):
     """Follows the protocol to know what goes on; `bend` decides what it says."""
 
     def __init__(self, *args: Any, **other: Any) -> None:
@@ -34,8 +35,9 @@ class Liar(Core):
                 kept.append(effect)
         return kept
 
+    @abstractmethod
     def bend(self, send: Send) -> list[Effect]:
-        raise NotImplementedError
+        """What goes out in place of `send`."""
 
     def others(self, send: Send) -> list[int]:
         return [m for m in range(self.committee.size) if m != self.me and send.to in (None, m)]
