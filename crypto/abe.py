@@ -23,6 +23,7 @@ from typing import Annotated, ClassVar, NamedTuple, Self, TypeVar
 
 import msgspec
 
+from crypto import epoch
 from crypto.codec import Bytes32, Decoder, Short, Wire, encode
 from crypto.errors import Denied, Malformed, Unauthentic
 from crypto.group import G1, G1_BYTES, G2, G2_BYTES, GT, ORDER, WIDE_BYTES, scalar_from_wide
@@ -31,9 +32,9 @@ from crypto.sign import domain_tag
 
 KEY_BYTES = 32
 MAX_ATTRIBUTES = 256
-"""Attributes of one key."""
+"""Attributes of one key; a time-bound one counts as its parts, at most `epoch.MAX_PARTS`."""
 MAX_HEADER_BYTES = G2_BYTES * (1 + MAX_LEAVES) + 3 * G1_BYTES * MAX_LEAVES + 128
-MAX_ATTRIBUTE_KEY_BYTES = 1 << 20
+MAX_ATTRIBUTE_KEY_BYTES = 192 << 10
 
 Random = Callable[[int], bytes]
 T = TypeVar("T", bound="Suited")
@@ -46,7 +47,7 @@ class Suited(Wire, frozen=True):
 
 
 class _AttributeKey(Suited, frozen=True):
-    """`points` are those of `attributes`, in their order."""
+    """`points` are those of the parts of `attributes` (`epoch.held`), in their order."""
 
     attributes: Annotated[tuple[Short, ...], msgspec.Meta(min_length=1, max_length=MAX_ATTRIBUTES)]
     base: bytes
@@ -223,23 +224,34 @@ def _seal(public: PublicKey, policy: Policy, context: bytes, m: bytes) -> tuple[
 def check_attributes(attributes: Iterable[str]) -> list[str]:
     """The distinct attributes of a key to issue, sorted; `Malformed` unless 1 to `MAX_ATTRIBUTES` proper ones."""
     names = sorted({check_attribute(name) for name in attributes})
-    if not 1 <= len(names) <= MAX_ATTRIBUTES:
-        raise Malformed(f"a key has 1 to {MAX_ATTRIBUTES} attributes, not {len(names)}")
+    if not 1 <= len(parts_of(names)) <= MAX_ATTRIBUTES:
+        raise Malformed(
+            f"a key has 1 to {MAX_ATTRIBUTES} attributes, of which each time-bound one counts up to "
+            f"{epoch.MAX_PARTS}; these are {len(parts_of(names))}"
+        )
     return names
 
 
+def parts_of(names: Iterable[str]) -> list[str]:
+    """What a key for the attributes `names` has points for."""
+    return [part for name in names for part in epoch.held(name)]
+
+
 def encode_key(
-    suite: str, base: Iterable[G1], points: Mapping[str, Iterable[G1]], randomizer: Iterable[G2]
+    suite: str,
+    attributes: Iterable[str],
+    base: Iterable[G1],
+    points: Mapping[str, Iterable[G1]],
+    randomizer: Iterable[G2],
 ) -> bytes:
-    """An attribute key; `points` holds the same number of points for each attribute."""
-    names = sorted(points)
-    listed = b"".join(point.to_bytes() for name in names for point in points[name])
+    """An attribute key; `points` holds the same number of points for each part of the attributes."""
+    names = sorted(attributes)
     return encode(
         _AttributeKey(
             suite,
             tuple(names),
             b"".join(point.to_bytes() for point in base),
-            listed,
+            b"".join(point.to_bytes() for part in parts_of(names) for point in points[part]),
             b"".join(point.to_bytes() for point in randomizer),
         )
     )
@@ -247,19 +259,24 @@ def encode_key(
 
 def decode_key(
     suite: str, data: bytes, base: int, each: int, randomizer: int
-) -> tuple[list[G1], dict[str, list[G1]], list[G2]]:
-    """What `encode_key` wrote with `base` points, `each` for an attribute and `randomizer`; or `Malformed`."""
+) -> tuple[list[str], list[G1], dict[str, list[G1]], list[G2]]:
+    """What `encode_key` wrote with `base` points, `each` for a part and `randomizer`; or `Malformed`."""
     wire = decode_suited(_decode_key, suite, data)
-    names = [check_attribute(name) for name in wire.attributes]
+    names = check_attributes(wire.attributes)
+    parts = parts_of(names)
     first, last = cut(wire.base, G1_BYTES), cut(wire.randomizer, G2_BYTES)
     listed = cut(wire.points, G1_BYTES * each)
-    if names != sorted(set(names)) or (len(first), len(listed), len(last)) != (base, len(names), randomizer):
+    if list(wire.attributes) != names or (len(first), len(listed), len(last)) != (
+        base,
+        len(parts),
+        randomizer,
+    ):
         raise Malformed("an attribute key must have its points for each attribute, in their order")
     points = {
-        name: [G1.from_bytes(part) for part in cut(parts, G1_BYTES)]
-        for name, parts in zip(names, listed, strict=True)
+        part: [G1.from_bytes(point) for point in cut(found, G1_BYTES)]
+        for part, found in zip(parts, listed, strict=True)
     }
-    return [G1.from_bytes(part) for part in first], points, [G2.from_bytes(part) for part in last]
+    return names, [G1.from_bytes(point) for point in first], points, [G2.from_bytes(point) for point in last]
 
 
 def occurrences(policy: Policy) -> list[int]:

@@ -97,20 +97,21 @@ class PublicKey(abe.PublicKey):
 class AttributeKey(abe.AttributeKey):
     suite = SUITE
 
-    def __init__(self, base: G1, points: dict[str, G1], randomizer: G2) -> None:
-        self.attributes = frozenset(points)
+    def __init__(self, attributes: Iterable[str], base: G1, points: dict[str, G1], randomizer: G2) -> None:
+        """`points` are by part of the attributes (`epoch.held`)."""
+        self.attributes = frozenset(attributes)
         self._base = base
         self._points = points
         self._randomizer = randomizer
 
     def to_bytes(self) -> bytes:
-        points = {name: [point] for name, point in self._points.items()}
-        return abe.encode_key(SUITE, [self._base], points, [self._randomizer])
+        points = {part: [point] for part, point in self._points.items()}
+        return abe.encode_key(SUITE, self.attributes, [self._base], points, [self._randomizer])
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        [base], points, [randomizer] = abe.decode_key(SUITE, data, 1, 1, 1)
-        return cls(base, {name: point for name, [point] in points.items()}, randomizer)
+        names, [base], points, [randomizer] = abe.decode_key(SUITE, data, 1, 1, 1)
+        return cls(names, base, {part: point for part, [point] in points.items()}, randomizer)
 
     def reveal(
         self, policy: Policy, weights: dict[int, int], seeds: Sequence[bytes], rows: Sequence[bytes]
@@ -145,8 +146,9 @@ class MasterKey(abe.MasterKey):
         names = abe.check_attributes(attributes)
         r = random_scalar(random)
         return AttributeKey(
+            names,
             self._base + hash_name(*_B) * r,
-            {name: hash_name(_ATTRIBUTE_DOMAIN, name) * r for name in names},
+            {part: hash_name(_ATTRIBUTE_DOMAIN, part) * r for part in abe.parts_of(names)},
             G2_GENERATOR * r,
         )
 

@@ -260,7 +260,7 @@ def test_two_colluders_cannot_swap_the_parts_of_their_keys():
     header, _ = encapsulate(PUBLIC, text, CONTEXT)
     one, two = MASTER.issue([A]), MASTER.issue([B])
     for base, randomizer in itertools.product((one, two), repeat=2):
-        pooled = AttributeKey(base._base, {**one._points, **two._points}, randomizer._randomizer)
+        pooled = AttributeKey([A, B], base._base, {**one._points, **two._points}, randomizer._randomizer)
         with pytest.raises(Unauthentic):
             decapsulate(PUBLIC, pooled, text, header, CONTEXT)
 
@@ -299,7 +299,7 @@ def test_headers_of_many_leaves_open_and_have_the_promised_size(count):
 
 
 def test_the_largest_policy_fits_the_limit_of_headers():
-    text = f"1 of ({', '.join([A] * 256)})"
+    text = f"2 of ({', '.join([A] * 256)})"
     header, key = encapsulate(PUBLIC, text, CONTEXT)
     assert decapsulate(PUBLIC, MASTER.issue([A]), text, header, CONTEXT) == key
 
