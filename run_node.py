@@ -54,6 +54,10 @@ Quorum = Annotated[
     Literal["bft", "majority"] | None,
     typer.Option(help="Override the quorum: more than 2/3, or more than 1/2."),
 ]
+Scheme = Annotated[
+    Literal["fabeo", "fame"] | None,
+    typer.Option(help="Override the CP-ABE scheme: FABEO (fast), or FAME (standard assumption)."),
+]
 DEFAULT_SHAPE = bootstrap.ROOT / "configs" / "devnet.toml"
 console = Console(stderr=True)
 
@@ -291,6 +295,7 @@ def devnet(
     storage: Annotated[int | None, typer.Option(help="Override the number of storage nodes.")] = None,
     sharing: Annotated[int | None, typer.Option(help="Override the number of sharing nodes.")] = None,
     mode: Quorum = None,
+    scheme: Scheme = None,
     only_make: Annotated[
         bool, typer.Option("--only-make", help="Write the files and do not start anything.")
     ] = False,
@@ -303,7 +308,7 @@ def devnet(
     from node.devnet import Supervisor, make
 
     folder = folder.absolute()
-    shape = NetworkSettings.load(config, storage=storage, sharing=sharing, mode=mode)
+    shape = NetworkSettings.load(config, storage=storage, sharing=sharing, mode=mode, scheme=scheme)
     if check:
         return _checked(config)
     if not (folder / "network.toml").exists():
@@ -344,6 +349,7 @@ def demo(
     ] = None,
     config: Shape = DEFAULT_SHAPE,
     mode: Quorum = None,
+    scheme: Scheme = None,
 ) -> None:
     """Bring up a network and tell the whole story with one record, step by step.
 
@@ -357,7 +363,7 @@ def demo(
 
     with tempfile.TemporaryDirectory(prefix="diptych-demo-") as temporary:
         where = (folder or Path(temporary)).absolute()
-        make(where, NetworkSettings.load(config, mode=mode))
+        make(where, NetworkSettings.load(config, mode=mode, scheme=scheme))
         with Supervisor(where) as supervisor:
             settings, _ = _load(AuthoritySettings, where / "authority" / "config.toml", None)
             tell(where, bundle, supervisor, Authority.open(settings, None).invite)

@@ -32,11 +32,12 @@ from client.enrolment import (
 from configs.files import load_network, read_key
 from configs.settings import AuthoritySettings
 from configs.web import EXCEPTION_HANDLERS, read_body
+from crypto.abe import MasterKey
 from crypto.ces import SUITES
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, Malformed, NotFound
-from crypto.fabeo import MasterKey
 from crypto.policy import check_attribute
+from crypto.schemes import read_master
 from crypto.seal import seal
 from crypto.sign import SigningKey
 from protocol.genesis import Genesis
@@ -74,7 +75,7 @@ class Authority:
             raise Conflict(
                 f"the key in {settings.keys} is not the authority's key in the network and genesis files"
             )
-        abe = MasterKey.from_bytes(read_key(settings.keys / "abe.key", passphrase))
+        abe = read_master(read_key(settings.keys / "abe.key", passphrase))
         return cls(key, abe, network, chains, settings.data, settings.credential_days)
 
     def invite(self, role: Role, attributes: Sequence[str], hours: int) -> str:

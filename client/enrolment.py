@@ -8,8 +8,10 @@ from typing import Annotated
 
 import msgspec
 
+from crypto.abe import MAX_ATTRIBUTE_KEY_BYTES
 from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, UInt, Wire, encode
 from crypto.errors import Malformed
+from crypto.seal import OVERHEAD
 from crypto.sign import SigningKey, verify
 from protocol.identity import Attribute, CesKey, Role, SignedCredential
 
@@ -84,7 +86,7 @@ class Enrolled(Wire, frozen=True):
 
     credential: SignedCredential
     abe_public: Annotated[bytes, msgspec.Meta(max_length=4096)]
-    sealed_attribute_key: Annotated[bytes, msgspec.Meta(max_length=64 << 10)]
+    sealed_attribute_key: Annotated[bytes, msgspec.Meta(max_length=MAX_ATTRIBUTE_KEY_BYTES + OVERHEAD)]
     signature: Bytes64
 
     @classmethod
@@ -105,4 +107,4 @@ class Enrolled(Wire, frozen=True):
 
 _decode_invite = Decoder(Invite, "an invitation", MAX_ENROLMENT)
 decode_enrolment = Decoder(Enrolment, "an enrolment", MAX_ENROLMENT)
-decode_enrolled = Decoder(Enrolled, "an enrolment answer", 128 << 10)
+decode_enrolled = Decoder(Enrolled, "an enrolment answer", MAX_ATTRIBUTE_KEY_BYTES + (32 << 10))

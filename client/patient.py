@@ -15,9 +15,9 @@ from client.chain import now_ms
 from client.doctor import MAX_RECORD, Record, header_digest, open_package
 from client.session import KINDS, Session
 from crypto import ces
+from crypto.abe import encapsulate
 from crypto.codec import Bytes32, Decoder, UInt, Wire, encode
 from crypto.errors import Conflict, Denied, Malformed, NotFound, Unauthentic
-from crypto.fabeo import encapsulate
 from crypto.parts import seal_part, wrap_key
 from crypto.policy import either, parse
 from crypto.seal import seal
