@@ -274,7 +274,10 @@ def invite(
     config: ConfigFile,
     role: Annotated[Literal["doctor", "patient", "user"], typer.Option(help="What the person is.")],
     attribute: Annotated[
-        list[str] | None, typer.Option(help="A certified attribute such as org:st-mary; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="A certified attribute such as org:st-mary, or status:active@week, renewed weekly; repeatable."
+        ),
     ] = None,
     hours: Annotated[int, typer.Option(min=1, max=8760, help="How long the invitation can be used.")] = 72,
 ) -> None:
@@ -286,6 +289,31 @@ def invite(
 
     settings, passphrase = _load(AuthoritySettings, config, None)
     print(Authority.open(settings, passphrase).invite(role, attribute or [], hours))
+
+
+@app.command()
+def revoke(
+    config: ConfigFile,
+    key: Annotated[str, typer.Argument(help="The person's public key: 64 hex digits.")],
+) -> None:
+    """End the credential of a key on both chains, for good: it is certified and renewed no more.
+
+    What its holder opened before stays open to them. New records stay closed to the key where the contract decides, and where
+    policies have time-bound attributes also by cryptography. Run by the authority's staff.
+
+    Example: `python3 run_node.py revoke --config devnet/authority/config.toml 5c1f…`
+    """
+    from client.authority import Authority
+
+    try:
+        subject = bytes.fromhex(key)
+    except ValueError:
+        subject = b""
+    if len(subject) != 32:
+        raise Malformed("a person's public key is 64 hex digits, as printed by diptych whoami")
+    settings, passphrase = _load(AuthoritySettings, config, None)
+    Authority.open(settings, passphrase).revoke(subject)
+    _said("revoked on both chains")
 
 
 @app.command()
