@@ -251,9 +251,9 @@ def encode_key(
         _AttributeKey(
             suite,
             tuple(names),
-            b"".join(point.to_bytes() for point in base),
-            b"".join(point.to_bytes() for part in parts_of(names) for point in points[part]),
-            b"".join(point.to_bytes() for point in randomizer),
+            G1.encode(list(base)),
+            G1.encode([point for part in parts_of(names) for point in points[part]]),
+            G2.encode(list(randomizer)),
         )
     )
 
@@ -292,8 +292,7 @@ def occurrences(policy: Policy) -> list[int]:
 
 def weighted_sum(terms: Iterable[tuple[G1, int]]) -> G1:
     """The sum of point times weight over at least one of `terms`."""
-    first, *rest = (point if weight == 1 else point * weight for point, weight in terms)
-    return sum(rest, start=first)
+    return G1.combine([list(terms)])[0]
 
 
 def mask(suite: str, hidden: GT) -> bytes:

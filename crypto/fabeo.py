@@ -1,20 +1,26 @@
 """FABEO: CP-ABE with the fewest pairings and points of those proved adaptively secure.
 
 Riepel and Wee, CCS 2022, eprint 2022/1415, the CP-ABE scheme, in the generic group model with random oracles, on
-BLS12-381. B and H(u) are points of G1 hashed from fixed names, [x]_i is x times the generator of G_i:
+BLS12-381. A, B and H(u) are points of G1 hashed from fixed names, [x]_i is x times the generator of G_i:
 
-    master key a;  public key e(g1, g2)^a
-    key for S      [a]_1 + r B,  r H(u) for u in S,  [r]_2
+    master key y;  public key [y]_2
+    key for S      y A + r B,  r H(u) for u in S,  [r]_2
     header         [s]_2,  [t_1]_2 .. [t_tau]_2,  l_i B + t_rho(i) H(pi(i)) for each leaf i
-    it hides       e(g1, g2)^(a s)
+    it hides       e(A, [y]_2)^s
 
 Here l_1, l_2, ... share s over the policy, pi(i) is the attribute of leaf i and rho(i) says which of its
 occurrences that leaf is. The t_j differ by occurrence: with one t for all of them, a holder of A alone opens
 `A and B or B and C or A and C`. Points: 1 + tau of G2 and one of G1 for each leaf of a header.
+
+The paper's public key is e(g1, g2)^a and its keys hold [a]_1, which is this with a = x y and A = [x]_1. Elements of GT
+are not taken from outside here, so the key is published as the points A and [y]_2. The proof does not mind: whatever a
+generic attacker makes with either of them, except e(g1, g2)^a itself, has other degrees in x than in y, while all that
+the paper gives, and what the header hides, has equal ones.
 """
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Annotated, Self
 
 import msgspec
@@ -26,13 +32,11 @@ from crypto.abe import encapsulate as encapsulate
 from crypto.codec import Bytes32, Decoder, encode
 from crypto.group import (
     G1,
-    G1_GENERATOR,
     G2,
+    G2_BYTES,
     G2_GENERATOR,
     GT,
-    GT_BYTES,
     ORDER,
-    gt_generator,
     hash_name,
     pairing_product,
     random_scalar,
@@ -43,34 +47,40 @@ from crypto.policy import Policy, share
 
 SUITE = "fabeo-bls12381-fo"
 
+_A = ("fabeo-secret", "")
 _B = ("fabeo-base", "")
 _ATTRIBUTE_DOMAIN = "fabeo-attribute"
 
 
 class _PublicKey(Suited, frozen=True):
-    element: Annotated[bytes, msgspec.Meta(min_length=GT_BYTES, max_length=GT_BYTES)]
+    point: Annotated[bytes, msgspec.Meta(min_length=G2_BYTES, max_length=G2_BYTES)]
 
 
 class _MasterKey(Suited, frozen=True):
     secret: Bytes32
 
 
-_decode_public = Decoder(_PublicKey, "a FABEO public key", 1024)
+_decode_public = Decoder(_PublicKey, "a FABEO public key", 256)
 _decode_master = Decoder(_MasterKey, "a FABEO master key", 128)
 
 
 class PublicKey(abe.PublicKey):
     suite = SUITE
 
-    def __init__(self, element: GT) -> None:
-        self.element = element
+    def __init__(self, point: G2) -> None:
+        self._point = point
+
+    @cached_property
+    def element(self) -> GT:
+        """What a header hides a power of."""
+        return pairing_product([(hash_name(*_A), self._point)]).as_base()
 
     def to_bytes(self) -> bytes:
-        return encode(_PublicKey(SUITE, self.element.to_bytes()))
+        return encode(_PublicKey(SUITE, self._point.to_bytes()))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        return cls(GT.from_bytes(decode_suited(_decode_public, SUITE, data).element))
+        return cls(G2.from_bytes(decode_suited(_decode_public, SUITE, data).point))
 
     def shape(self, policy: Policy) -> Shape:
         leaves, tau = len(policy.leaves), max(occurrences(policy))
@@ -84,14 +94,11 @@ class PublicKey(abe.PublicKey):
         shares = share(policy, s, drawn.__next__, ORDER)
         base = hash_name(*_B)
         rows = [
-            base * part + hash_name(_ATTRIBUTE_DOMAIN, name) * t[occurrence - 1]
+            [(base, part), (hash_name(_ATTRIBUTE_DOMAIN, name), t[occurrence - 1])]
             for part, name, occurrence in zip(shares, policy.leaves, counted, strict=True)
         ]
-        return (
-            b"".join((G2_GENERATOR * exponent).to_bytes() for exponent in [s, *t]),
-            b"".join(row.to_bytes() for row in rows),
-            self.element**s,
-        )
+        seeds = [G2_GENERATOR * exponent for exponent in [s, *t]]
+        return G2.encode(seeds), G1.encode(G1.combine(rows)), self.element**s
 
 
 class AttributeKey(abe.AttributeKey):
@@ -120,7 +127,9 @@ class AttributeKey(abe.AttributeKey):
         by_occurrence: dict[int, list[tuple[G1, int]]] = {}
         for leaf, weight in weights.items():
             by_occurrence.setdefault(counted[leaf], []).append((self._points[policy.leaves[leaf]], weight))
-        blinded = weighted_sum([(G1.from_bytes(rows[leaf]), weight) for leaf, weight in weights.items()])
+        blinded = weighted_sum(
+            [(G1.from_bytes_to_compare(rows[leaf]), weight) for leaf, weight in weights.items()]
+        )
         return pairing_product(
             [
                 (self._base, G2.from_bytes(seeds[0])),
@@ -135,8 +144,8 @@ class MasterKey(abe.MasterKey):
 
     def __init__(self, secret: int) -> None:
         self._secret = secret
-        self._base = G1_GENERATOR * secret
-        self.public = PublicKey(gt_generator() ** secret)
+        self._base = hash_name(*_A) * secret
+        self.public = PublicKey(G2_GENERATOR * secret)
 
     @classmethod
     def generate(cls, random: Random = os.urandom) -> Self:
@@ -145,12 +154,14 @@ class MasterKey(abe.MasterKey):
     def issue(self, attributes: Iterable[str], random: Random = os.urandom) -> AttributeKey:
         names = abe.check_attributes(attributes)
         r = random_scalar(random)
-        return AttributeKey(
-            names,
-            self._base + hash_name(*_B) * r,
-            {part: hash_name(_ATTRIBUTE_DOMAIN, part) * r for part in abe.parts_of(names)},
-            G2_GENERATOR * r,
+        parts = abe.parts_of(names)
+        base, *points = G1.combine(
+            [
+                [(self._base, 1), (hash_name(*_B), r)],
+                *([(hash_name(_ATTRIBUTE_DOMAIN, part), r)] for part in parts),
+            ]
         )
+        return AttributeKey(names, base, dict(zip(parts, points, strict=True)), G2_GENERATOR * r)
 
     def to_bytes(self) -> bytes:
         return encode(_MasterKey(SUITE, scalar_to_bytes(self._secret)))

@@ -5,13 +5,17 @@ BLS12-381. [x]_i is x times the generator of G_i, e = e(g1, g2), l runs over 1, 
 use u of an attribute and C(j, l, t) for a column j of the policy's span program are points of G1 hashed from names:
 
     master key a_1, a_2, b_1, b_2, d_1, d_2, d_3
-    public key [a_1]_2, [a_2]_2, e^(d_1 a_1 + d_3), e^(d_2 a_2 + d_3)
+    public key [a_1]_2, [a_2]_2, [d_1 a_1 + d_3]_2, [d_2 a_2 + d_3]_2
     key for S  with r = (b_1 r_1, b_2 r_2, r_1 + r_2):  [r_1]_2, [r_2]_2, [r_3]_2 of this r,
                (sum_l r_l H(u, l, t) + [x_u]_1) / a_t for t = 1, 2, and -[x_u]_1, for each use u of S,
                the same with C(1, l, t) for H(u, l, t) and one x, plus [d_1]_1, [d_2]_1, [d_3]_1
     header     [a_1 s_1]_2, [a_2 s_2]_2, [s_1 + s_2]_2,  and for each leaf i and l = 1, 2, 3:
                sum_t s_t H(pi(i), l, t) + sum_j M_ij sum_t s_t C(j, l, t)
     it hides   e^((d_1 a_1 + d_3) s_1 + (d_2 a_2 + d_3) s_2)
+
+The paper publishes e^(d_t a_t + d_3) instead of [d_t a_t + d_3]_2; elements of GT are not taken from outside here. In
+each step of its proof either d_1, d_2, d_3 are known to the simulator, which then makes [d_t a_t + d_3]_2 of [a_t]_2 as
+it makes the element, or they are information that the element and this point hold alike.
 
 The rows M_i share column 1 over the policy; the sums over j are computed as shares of a point, draw by draw.
 
@@ -24,6 +28,7 @@ attribute of a key.
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import count
 from typing import Annotated, Self
 
@@ -40,10 +45,8 @@ from crypto.group import (
     G2_BYTES,
     G2_GENERATOR,
     GT,
-    GT_BYTES,
     ORDER,
     SCALAR_BYTES,
-    gt_generator,
     hash_name,
     pairing_product,
     random_scalar,
@@ -61,8 +64,7 @@ _L, _T = (1, 2, 3), (1, 2)
 
 
 class _PublicKey(Suited, frozen=True):
-    points: Annotated[bytes, msgspec.Meta(min_length=2 * G2_BYTES, max_length=2 * G2_BYTES)]
-    elements: Annotated[bytes, msgspec.Meta(min_length=2 * GT_BYTES, max_length=2 * GT_BYTES)]
+    points: Annotated[bytes, msgspec.Meta(min_length=4 * G2_BYTES, max_length=4 * G2_BYTES)]
 
 
 class _MasterKey(Suited, frozen=True):
@@ -73,7 +75,7 @@ class _MasterKey(Suited, frozen=True):
     ]
 
 
-_decode_public = Decoder(_PublicKey, "a FAME public key", 2048)
+_decode_public = Decoder(_PublicKey, "a FAME public key", 512)
 _decode_master = Decoder(_MasterKey, "a FAME master key", 512)
 
 
@@ -88,21 +90,22 @@ def _column(column: int, row: int, t: int) -> G1:
 class PublicKey(abe.PublicKey):
     suite = SUITE
 
-    def __init__(self, points: Sequence[G2], elements: Sequence[GT]) -> None:
-        """Two of each: `[a_t]_2` and `e^(d_t a_t + d_3)`."""
-        self._points, self._elements = points, elements
+    def __init__(self, points: Sequence[G2]) -> None:
+        """Four: `[a_t]_2` and `[d_t a_t + d_3]_2`."""
+        self._points = points
+
+    @cached_property
+    def _elements(self) -> list[GT]:
+        """`e^(d_t a_t + d_3)`"""
+        return [pairing_product([(G1_GENERATOR, point)]).as_base() for point in self._points[2:]]
 
     def to_bytes(self) -> bytes:
-        points, elements = (
-            b"".join(part.to_bytes() for part in parts) for parts in (self._points, self._elements)
-        )
-        return encode(_PublicKey(SUITE, points, elements))
+        return encode(_PublicKey(SUITE, G2.encode(self._points)))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         wire = decode_suited(_decode_public, SUITE, data)
-        points = [G2.from_bytes(part) for part in cut(wire.points, G2_BYTES)]
-        return cls(points, [GT.from_bytes(part) for part in cut(wire.elements, GT_BYTES)])
+        return cls([G2.from_bytes(part) for part in cut(wire.points, G2_BYTES)])
 
     def shape(self, policy: Policy) -> Shape:
         if max(occurrences(policy)) > USES:
@@ -173,10 +176,7 @@ class MasterKey(abe.MasterKey):
         """a_1, a_2, b_1, b_2, d_1, d_2, d_3: none of them 0."""
         self._secrets = secrets
         a, d = secrets[:2], secrets[4:]
-        self.public = PublicKey(
-            [G2_GENERATOR * each for each in a],
-            [gt_generator() ** ((d[t] * a[t] + d[2]) % ORDER) for t in (0, 1)],
-        )
+        self.public = PublicKey([G2_GENERATOR * each for each in (*a, *(d[t] * a[t] + d[2] for t in (0, 1)))])
 
     @classmethod
     def generate(cls, random: Random = os.urandom) -> Self:
