@@ -68,7 +68,7 @@ def test_a_node_with_a_damaged_journal_says_so_and_does_not_start(run: Callable,
     run("run_node.py", "devnet", "--dir", folder, "--storage", "1", "--sharing", "1", "--only-make")
     config = folder / "storage-1" / "config.toml"
     _, chains = load_network(folder / "network.toml")
-    Store(folder / "storage-1" / "data", Committee(chains["storage"])).close()
+    Store(folder / "storage-1" / "data", chains["storage"]).close()
     journal = folder / "storage-1" / "data" / "consensus.db"
     data = journal.read_bytes()
     journal.write_bytes(
