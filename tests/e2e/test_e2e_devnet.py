@@ -14,7 +14,6 @@ from e2e_files import ROOT
 
 from configs.files import load_network
 from node.store import Store
-from protocol.block import Committee
 
 
 def test_the_devnet_runs_until_ctrl_c_and_leaves_no_process_behind(run: Callable, tmp_path: Path):

@@ -17,7 +17,7 @@ from crypto.errors import Conflict, DiptychError, Malformed, NotFound, Unauthent
 from node.backup import MANIFEST, Manifest, backup, restore
 from node.prune import prune
 from node.store import JOURNAL, LEDGER, Store
-from protocol.block import Committee, decode_block
+from protocol.block import decode_block
 
 
 @pytest.fixture

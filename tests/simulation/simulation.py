@@ -293,7 +293,6 @@ class Simulation:
 
     def _may_wipe(self, host: int) -> bool:
         """Members that lie or abstain count as faulty together; and a report needs a quorum of others."""
-        c = self.cluster
         abstaining = [h for h in self.honest if h != host and self._abstains(h)]
         return not abstaining and self.plan.spare > len(self.plan.liars)
 
