@@ -32,7 +32,7 @@ from crypto.sign import domain_tag
 
 KEY_BYTES = 32
 MAX_ATTRIBUTES = 256
-"""Attributes of one key; a time-bound one counts as its parts, at most `epoch.MAX_PARTS`."""
+"""Attributes of one key; a time-bound one counts as the `epoch.MAX_PARTS` parts that it may have."""
 MAX_HEADER_BYTES = G2_BYTES * (1 + MAX_LEAVES) + 3 * G1_BYTES * MAX_LEAVES + 128
 MAX_ATTRIBUTE_KEY_BYTES = 192 << 10
 
@@ -224,10 +224,11 @@ def _seal(public: PublicKey, policy: Policy, context: bytes, m: bytes) -> tuple[
 def check_attributes(attributes: Iterable[str]) -> list[str]:
     """The distinct attributes of a key to issue, sorted; `Malformed` unless 1 to `MAX_ATTRIBUTES` proper ones."""
     names = sorted({check_attribute(name) for name in attributes})
-    if not 1 <= len(parts_of(names)) <= MAX_ATTRIBUTES:
+    count = sum(epoch.MAX_PARTS if epoch.is_bound(name) else 1 for name in names)
+    if not 1 <= count <= MAX_ATTRIBUTES:
         raise Malformed(
-            f"a key has 1 to {MAX_ATTRIBUTES} attributes, of which each time-bound one counts up to "
-            f"{epoch.MAX_PARTS}; these are {len(parts_of(names))}"
+            f"a key has 1 to {MAX_ATTRIBUTES} attributes, where a time-bound one counts as {epoch.MAX_PARTS}; "
+            f"these count as {count}"
         )
     return names
 
