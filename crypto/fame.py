@@ -53,7 +53,7 @@ from crypto.group import (
     scalar_from_bytes,
     scalar_to_bytes,
 )
-from crypto.policy import Policy, spread
+from crypto.policy import Policy, share, spread
 
 SUITE = "fame-bls12381-fo"
 USES = 4
@@ -118,21 +118,20 @@ class PublicKey(abe.PublicKey):
 
     def hide(self, policy: Policy, coins: Sequence[int]) -> tuple[bytes, bytes, GT]:
         s1, s2 = coins
-        shared = []
-        for row in _L:
-            columns = (_column(j, row, 1) * s1 + _column(j, row, 2) * s2 for j in count(1))
-            shared.append(spread(policy, next(columns), columns.__next__))
-        rows = [
-            shared[row - 1][leaf] + _attribute(part, use, row, 1) * s1 + _attribute(part, use, row, 2) * s2
-            for leaf, (part, use) in enumerate(zip(policy.leaves, occurrences(policy), strict=True))
-            for row in _L
+        draws = count()
+        share(policy, 0, draws.__next__, ORDER)
+        width = 1 + next(draws)
+        columns = [[_column(j, row, t) for t in _T] for row in _L for j in range(1, width + 1)]
+        uses = zip(policy.leaves, occurrences(policy), strict=True)
+        leaves = [[_attribute(part, use, row, t) for t in _T] for part, use in uses for row in _L]
+        summed = iter(G1.combine([[(first, s1), (second, s2)] for first, second in columns + leaves]))
+        shared = [
+            spread(policy, next(mine), mine.__next__)
+            for mine in (iter([next(summed) for _ in range(width)]) for _ in _L)
         ]
+        rows = [part + next(summed) for parts in zip(*shared, strict=True) for part in parts]
         seeds = [self._points[0] * s1, self._points[1] * s2, G2_GENERATOR * (s1 + s2)]
-        return (
-            b"".join(seed.to_bytes() for seed in seeds),
-            b"".join(row.to_bytes() for row in rows),
-            self._elements[0] ** s1 * self._elements[1] ** s2,
-        )
+        return G2.encode(seeds), G1.encode(rows), self._elements[0] ** s1 * self._elements[1] ** s2
 
 
 class AttributeKey(abe.AttributeKey):
@@ -161,7 +160,7 @@ class AttributeKey(abe.AttributeKey):
             own, others = [(self._base[i], 1)], []
             for leaf, weight in weights.items():
                 own.append((self._points[policy.leaves[leaf]][3 * (used[leaf] - 1) + i], weight))
-                others.append((G1.from_bytes(rows[3 * leaf + i]), weight))
+                others.append((G1.from_bytes_to_compare(rows[3 * leaf + i]), weight))
             pairs += [
                 (weighted_sum(own), G2.from_bytes(seeds[i])),
                 (-weighted_sum(others), self._seeds[i]),
@@ -187,30 +186,28 @@ class MasterKey(abe.MasterKey):
         a1, a2, b1, b2, *d = self._secrets
         r1, r2 = random_scalar(random), random_scalar(random)
         r = (b1 * r1, b2 * r2, r1 + r2)
-        inverses = [pow(a, -1, ORDER) for a in (a1, a2)]
+        scaled = [[e * pow(a, -1, ORDER) for e in (*r, 1)] for a in (a1, a2)]
 
-        def three(hashed: list[list[G1]]) -> list[G1]:
-            """The three points of a use, whose hashes are listed by t and l."""
+        def three(points: Sequence[Sequence[G1]]) -> list[list[tuple[G1, int]]]:
+            """The terms of the three points of a use, whose hashes are listed by t and l."""
             x = random_scalar(random)
-            masked = [
-                weighted_sum([(point, e * inverse % ORDER) for point, e in zip(points, r, strict=True)])
-                + G1_GENERATOR * (x * inverse)
-                for points, inverse in zip(hashed, inverses, strict=True)
+            terms = [
+                [*zip(hashed, e, strict=False), (G1_GENERATOR, x * e[3])]
+                for hashed, e in zip(points, scaled, strict=True)
             ]
-            return [*masked, G1_GENERATOR * -x]
+            return [*terms, [(G1_GENERATOR, -x)]]
 
         base = three([[_column(1, row, t) for row in _L] for t in _T])
+        rows = [[*terms, (G1_GENERATOR, each)] for terms, each in zip(base, d, strict=True)]
+        parts = abe.parts_of(names)
+        for part in parts:
+            for use in range(1, USES + 1):
+                rows += three([[_attribute(part, use, row, t) for row in _L] for t in _T])
+        points = iter(G1.combine(rows))
         return AttributeKey(
             names,
-            [point + G1_GENERATOR * each for point, each in zip(base, d, strict=True)],
-            {
-                part: [
-                    point
-                    for use in range(1, USES + 1)
-                    for point in three([[_attribute(part, use, row, t) for row in _L] for t in _T])
-                ]
-                for part in abe.parts_of(names)
-            },
+            [next(points) for _ in _L],
+            {part: [next(points) for _ in range(3 * USES)] for part in parts},
             [G2_GENERATOR * each for each in r],
         )
 
