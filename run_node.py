@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
+import structlog
 import typer
 from rich.console import Console
 from rich.live import Live
@@ -29,6 +30,7 @@ from configs.files import load_network, passphrase_from, read, read_key, write, 
 from configs.logs import configure
 from configs.settings import AuthoritySettings, CloudSettings, NetworkSettings, NodeSettings, Settings
 from crypto.errors import Conflict, DiptychError, Malformed
+from crypto.group import use
 from protocol.genesis import Genesis
 
 if TYPE_CHECKING:
@@ -69,6 +71,8 @@ console = Console(stderr=True)
 def _load(kind: type[S], config: Path, http_port: int | None) -> tuple[S, bytes | None]:
     settings = kind.load(config, http_port=http_port)
     configure(settings.log_level, settings.log_json)
+    if notice := use(settings.pairing).notice:
+        structlog.get_logger().warning(notice)
     return settings, passphrase_from(settings.passphrase_command)
 
 

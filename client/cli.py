@@ -29,7 +29,8 @@ from client.patient import Patient, StoredRecord
 from client.reader import Reader
 from client.session import Session
 from configs.files import passphrase_from, read, read_text, write
-from crypto import ces
+from configs.settings import Pairing
+from crypto import ces, group
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from protocol.contract import Receipt
@@ -123,9 +124,15 @@ def _options(
             envvar="DIPTYCH_PASSPHRASE_COMMAND", help="A command that prints the home's passphrase."
         ),
     ] = None,
+    pairing: Annotated[
+        Pairing | None,
+        typer.Option(envvar="DIPTYCH_PAIRING", help="Prefer this pairing library to the fastest."),
+    ] = None,
 ) -> None:
     global _context
     _context = _Context(home, output == "json", passphrase_command, Console(stderr=True, highlight=False))
+    if notice := (group.use(pairing) if pairing else group.chosen()).notice:
+        _context.console.print(notice, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -23,6 +23,9 @@ from protocol.quorum import Mode
 Transport = Literal["libp2p", "tls"]
 """What carries a chain's messages: py-libp2p, or mutual TLS 1.3. All nodes of a chain use the same."""
 
+Pairing = Literal["mcl", "mcl-plain", "arkworks"]
+"""The library that computes pairings (`crypto.group`)."""
+
 
 class Layered(BaseSettings):
     """Values from flags, environment and a TOML file, in this order."""
@@ -77,7 +80,8 @@ class _RelativePaths(TomlConfigSettingsSource):
 
 
 class Settings(Layered):
-    """Common to all daemons: the listening HTTP address, the network file, the folders of keys and data."""
+    """Common to all daemons: the listening HTTP address, the network file, the folders of keys and data, and the pairing library to be
+    preferred to the fastest."""
 
     network: Path
     keys: Path
@@ -87,6 +91,7 @@ class Settings(Layered):
     passphrase_command: str | None = None
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     log_json: bool = False
+    pairing: Pairing | None = None
 
     @field_validator("network", "keys", "data")
     @classmethod
