@@ -20,6 +20,8 @@ from rich.table import Table
 Unit = Literal["ms", "us", "bytes"]
 SCALES: dict[Unit, float] = {"ms": 1e3, "us": 1e6}
 console = Console(soft_wrap=True)
+if not console.is_terminal:
+    console.width = 170
 
 
 @dataclass(frozen=True)
