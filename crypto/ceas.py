@@ -93,7 +93,7 @@ class Rule(Wire, frozen=True):
 
     def check(self, count: int) -> None:
         """`Malformed` unless the rule makes sense for a record of `count` parts and is within the bounds."""
-        pending = [(gate, 1) for gate in (self.when, self.then) if gate is not self.when or gate != ALWAYS]
+        pending = [(self.then, 1)] if self.when == ALWAYS else [(self.then, 1), (self.when, 1)]
         seen = 0
         while pending:
             gate, depth = pending.pop()
@@ -143,12 +143,14 @@ def text(rule: Rule, count: int, name: Callable[[int], str]) -> str:
 
 
 def _formula(gate: Gate, name: Callable[[int], str]) -> str:
-    listed = [name(i) for i in members(gate.parts)] + [_formula(inner, name) for inner in gate.gates]
-    if len(listed) == 1 and gate.parts:
-        return listed[0]
-    if gate.k in (1, len(listed)):
-        return f"{'all' if gate.k == len(listed) else 'any'}({', '.join(listed)})"
-    return f"least({gate.k}, {', '.join(listed)})"
+    return _call(gate, name) if gate.size > 1 or gate.gates else name(members(gate.parts)[0])
+
+
+def _call(gate: Gate, name: Callable[[int], str]) -> str:
+    listed = ", ".join([*map(name, members(gate.parts)), *(_call(inner, name) for inner in gate.gates)])
+    if gate.k == gate.size:
+        return f"all({listed})"
+    return f"any({listed})" if gate.k == 1 else f"least({gate.k}, {listed})"
 
 
 def parse(text: str, names: Mapping[str, Collection[int]], count: int) -> Rule:

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "client" / "samples").glob("*.json"))
 REAL = sorted((ROOT.parent / "shared" / "data" / "synthea").glob("*.json.gz"))
 BUNDLES = [pytest.param(path, id=f"{path.parent.name}-{i}") for i, path in enumerate(SAMPLES + REAL)]
-PROFILES = ["paper", "safe"]
+PROFILES = ["paper", "safe", "fine"]
 
 _token = re.compile(r'"(?:\\.|[^"\\])*"|[{}\[\]:,]|[^\s{}\[\]:,"]+', re.DOTALL)
 
@@ -672,7 +672,7 @@ def test_a_bad_profile_is_refused_naming_the_key(tmp_path: Path, changes: dict[s
 
 
 def test_a_profile_that_is_not_there_or_too_large_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="one of paper, safe"):
+    with pytest.raises(NotFound, match="one of fine, paper, safe"):
         load_profile("nosuch")
     with pytest.raises(NotFound):
         load_profile(tmp_path)
