@@ -1,19 +1,23 @@
 """Records of very many parts, and the doctor's rules about what may be shown without what, over real processes."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 import pytest
 
-from client.doctor import Doctor
+from client.chain import now_ms
+from client.doctor import Doctor, Record, SignedPart, header_digest
 from client.fhir import load_profile, tokens_equal
 from client.patient import Patient, StoredRecord
 from client.reader import Reader
 from client.session import KINDS, Session
 from crypto import ces
+from crypto.codec import encode
 from crypto.errors import Denied, Malformed, Unauthentic
+from protocol.tx import Attest
 
 POLICIES = {"private": "role:doctor", "shared": "role:doctor or role:researcher"}
 REPORTS = 2_000
@@ -122,3 +126,24 @@ def test_an_extracted_signature_belongs_to_one_version_of_one_record(world: Worl
                 reader._class_key(msgspec.structs.replace(envelope, record=first.header.record, version=1))
     headers = {name: ces.decode_extract(e.extract).header for name, e in envelopes.items()}
     assert headers["first"] == headers["second"] == headers["moved"] != headers["other"]
+
+
+def test_a_reader_refuses_a_record_whose_doctor_and_patient_conspire_to_use_a_label_twice(world: World):
+    doctor, patient = world.doctor, world.patient
+    parts = tuple(SignedPart("m5", content) for content in (b"first", b"second"))
+    signature = ces.sign(
+        [encode(part) for part in parts],
+        doctor.home.ces,
+        record=os.urandom(16),
+        patient=patient.home.sign.public,
+        doctor=doctor.home.sign.public,
+        created_ms=now_ms(),
+        profile="safe",
+    )
+    record = signature.header.record
+    attest = Attest(record, patient.home.sign.public, header_digest(signature.header))
+    doctor.on_chains(lambda kind: doctor.chains[kind].execute(doctor.home.sign, attest))
+    Patient(patient)._save(StoredRecord(Record(signature, parts), 0, (), (), ()))
+    stored = Patient(patient).store(record, {"m5": "shared"}, POLICIES, ("research",))
+    with pytest.raises(Malformed, match="one label"):
+        world.read(stored)
