@@ -186,14 +186,14 @@ class _Token:
 
 @dataclass(frozen=True, slots=True)
 class _Term:
-    """A word, or a function (then `list` has its arguments)."""
+    """A word, or a function of the terms `inside` its parentheses."""
 
     word: _Token
-    list: "tuple[_Term, ...]"
+    inside: "tuple[_Term, ...]"
 
     @property
     def function(self) -> str | None:
-        return self.word.text if self.list else None
+        return self.word.text if self.inside else None
 
 
 def _term(tokens: Sequence[_Token], at: int, depth: int) -> tuple[_Term, int]:
@@ -218,39 +218,39 @@ def _term(tokens: Sequence[_Token], at: int, depth: int) -> tuple[_Term, int]:
 def _rule(term: _Term, names: Mapping[str, Collection[int]], count: int) -> Rule:
     match term.function:
         case "together":
-            return together(_parts(term.list, names))
+            return together(_parts(term.inside, names))
         case "never":
-            return never(_parts(term.list, names), count)
+            return never(_parts(term.inside, names), count)
         case "if":
-            if len(term.list) != 2:
+            if len(term.inside) != 2:
                 term.word.fail("expected two formulas, as in if(m6, all(m7, m8))")
-            return Rule(_gate(term.list[0], names), _gate(term.list[1], names))
+            return Rule(_gate(term.inside[0], names), _gate(term.inside[1], names))
         case _:
             return Rule(ALWAYS, _gate(term, names))
 
 
 def _gate(term: _Term, names: Mapping[str, Collection[int]]) -> Gate:
-    entries = term.list
+    entries = term.inside
     if term.function == "least":
         number, *rest = entries
         entries = tuple(rest)
-        if not _NUMBER.fullmatch(number.word.text) or number.list or not entries:
+        if not _NUMBER.fullmatch(number.word.text) or number.inside or not entries:
             number.word.fail("expected a number and a list, as in least(2, m4, m5, m6)")
-    gates = tuple(_gate(entry, names) for entry in entries if entry.list)
-    gate = Gate(1, _parts([entry for entry in entries or [term] if not entry.list], names), gates)
+    gates = tuple(_gate(entry, names) for entry in entries if entry.inside)
+    gate = Gate(1, _parts([entry for entry in entries or [term] if not entry.inside], names), gates)
     match term.function:
         case "any":
             return gate
         case "all" | None:
             return msgspec.structs.replace(gate, k=gate.size)
         case "least":
-            return msgspec.structs.replace(gate, k=int(term.list[0].word.text))
+            return msgspec.structs.replace(gate, k=int(term.inside[0].word.text))
         case _:
             term.word.fail("expected one of all, any, least (and, outermost alone, if, together, never)")
 
 
 def _parts(terms: Sequence[_Term], names: Mapping[str, Collection[int]]) -> bytes:
     for term in terms:
-        if term.list or term.word.text not in names:
+        if term.inside or term.word.text not in names:
             term.word.fail("expected the name of a part of the record")
     return part_set(i for term in terms for i in names[term.word.text])

@@ -1,5 +1,6 @@
 """Records of very many parts, and the doctor's rules about what may be shown without what, over real processes."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from client.session import KINDS, Session
 from crypto import ces
 from crypto.codec import encode
 from crypto.errors import Denied, Malformed, Unauthentic
+from node.devnet import Supervisor
 from protocol.tx import Attest
 
 POLICIES = {"private": "role:doctor", "shared": "role:doctor or role:researcher"}
@@ -83,6 +85,19 @@ def test_a_record_of_thousands_of_parts_is_shared_part_by_part(world: World, lar
     reader = Reader(world.doctor)
     assert reader.request(record, "storage", "treatment").ok
     assert tokens_equal(reader.open(record, "storage").bundle(), large)
+
+
+def test_the_clouds_disk_has_neither_tags_nor_labels_of_a_record(
+    world: World, net: Supervisor, sample: bytes
+):
+    stored = world.store(world.sign(sample, "fine"))
+    files = [path.read_bytes() for path in (net.folder / "cloud" / "data").rglob("*") if path.is_file()]
+    blobs = {hashlib.sha256(data).digest() for data in files}
+    assert {part.blob.hash for part in stored.parts} <= blobs, "the record is on this disk"
+    for data in files:
+        assert b"birth-year" not in data
+        for index in range(stored.header.count):
+            assert stored.record.signature.tag(index) not in data
 
 
 def test_what_the_doctor_ties_together_the_patient_cannot_part(world: World, sample: bytes):
