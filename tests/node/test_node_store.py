@@ -142,7 +142,7 @@ def test_what_was_written_when_the_process_died_is_there_and_the_open_step_is_no
     """The files of a living store, copied in the middle of a transaction, are what a power cut leaves."""
     store.apply([vote_of(cluster, "nullify", 1)])
     store._db.execute("BEGIN IMMEDIATE")
-    store._db.execute("INSERT INTO votes VALUES (2, 'nullify', x'00')")
+    store._db.execute("INSERT INTO votes VALUES (0, 2, 'nullify', x'00')")
     shutil.copytree(tmp_path / "data", tmp_path / "after")
     store._db.execute("ROLLBACK")
     after = Store(tmp_path / "after", cluster.genesis)
@@ -176,7 +176,7 @@ def test_a_folder_of_another_chain_is_refused_and_left_usable(tmp_path, cluster)
     Store(tmp_path, cluster.genesis).close()
     other = msgspec.structs.replace(cluster.genesis, chain_id="diptych/1/storage/other")
     with pytest.raises(Conflict, match="another chain"):
-        Store(tmp_path, type(cluster.genesis)(other))
+        Store(tmp_path, other)
     Store(tmp_path, cluster.genesis).close()
 
 
@@ -187,7 +187,7 @@ class StoreDisk(Disk):
     """The model disk and a real journal side by side: every start is from the real one, and both must agree."""
 
     def __init__(self, cluster: Cluster, host: int, folder: Path) -> None:
-        super().__init__(cluster.genesis)
+        super().__init__(cluster.committee)
         self._cluster, self._host, self._folder = cluster, host, folder
         self.store = Store(folder, cluster.genesis)
         self.signed: set[bytes] = set()
@@ -376,7 +376,7 @@ def test_a_chain_of_64_members_is_read_back(tmp_path):
     genesis, _ = make_genesis(64)
     cluster = Cluster(64)
     cluster.cut = lambda a, b: True
-    store = Store(tmp_path, type(cluster.genesis)(genesis))
+    store = Store(tmp_path, genesis)
     blocks = chain_of(cluster, 1)
     store.apply(finalized(cluster, blocks))
     assert store.load().tip.id == blocks[0].header.id
