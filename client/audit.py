@@ -392,15 +392,12 @@ def verify(data: bytes, genesis: Genesis) -> tuple[Conviction, ...]:
             )
         after = follow(before, handover)
         committees[after.epoch, after.validators_hash] = after
-    return tuple(
-        _convicted([c for c in committees.values() if c.epoch == pair.epoch], pair, number)
-        for number, pair in enumerate(found.pairs, 1)
-    )
+    return tuple(_convicted(committees.values(), pair, number) for number, pair in enumerate(found.pairs, 1))
 
 
-def _convicted(committees: list[Committee], pair: Evidence, number: int) -> Conviction:
+def _convicted(committees: Iterable[Committee], pair: Evidence, number: int) -> Conviction:
     for committee in committees:
-        is_signed = committee.is_valid_vote(pair.first) and committee.is_valid_vote(pair.second)
-        if is_signed and conflict(committee, pair.first, pair.second) == pair:
+        is_conflict = conflict(committee, pair.first, pair.second) == pair
+        if is_conflict and committee.is_valid_vote(pair.first) and committee.is_valid_vote(pair.second):
             return Conviction(committee.members[pair.first.signer], pair)
     raise Unauthentic(f"pair {number} of the evidence proves nothing: its votes agree or are not signed")

@@ -92,12 +92,14 @@ class Journal:
         mark: int = 0,
         txs: tuple[bytes, ...] = (),
         after: bytes = b"",
+        epoch: int | None = None,
     ) -> bytes:
         """A notarized block on top; `mark` tells the histories apart, `after` names the members after the epoch."""
+        epoch = self.committee.epoch if epoch is None else epoch
         keys = self.committee.validators_hash
         self.time_ms += 1 + mark
         rest = (merkle.root(txs), len(txs), self.time_ms, keys, after or keys, self.committee.leader(view))
-        place = (GENESIS.chain_id, self.committee.epoch, view, self.height + 1, self.head_id, self.view)
+        place = (GENESIS.chain_id, epoch, view, self.height + 1, self.head_id, self.view)
         block = Block(Header(*place, *rest), txs, skips)
         self.head_id, self.height, self.view = block.header.id, self.height + 1, view
         self.store.apply(
@@ -364,22 +366,57 @@ def test_databases_of_other_nodes_on_a_side_bring_what_one_that_fetched_its_bloc
     third.close()
 
 
-def test_a_second_fork_in_a_later_epoch_of_one_side_is_proved_as_well(tmp_path, journals):
+def test_a_second_fork_in_a_later_epoch_of_one_side_is_proved_as_well(tmp_path, journals, monkeypatch):
+    """However many certificates lie between the two."""
+    monkeypatch.setattr(audit, "MAX_CERTIFICATES", 3)
     a, b = journals
     third = Journal(tmp_path / "c", SIDE_B)
     a.final(1)
     for journal in (b, third):
-        journal.end(1, ONLY_B, mark=1)
+        for view in range(1, 9):
+            journal.block(view, mark=1)
+        journal.final(9)
+        journal.end(10, ONLY_B)
         journal.final(1)
-    b.final(2)
+    b.block(2)
+    b.final(3)
     third.signers = (1, 2, 5)
     third.final(2, mark=1)
     report = compare(a, b, third)
     assert (report.fork, report.branches) == (1, ((0,), (1, 2)))
-    assert {(name, epoch) for name, epoch, _ in names(report)} == {
-        (n, e) for n in ("n1", "n2") for e in (0, 1)
-    }
+    assert names(report) >= {(name, 1, "E3") for name in ("n1", "n2")}
+    assert {name for name, _, _ in names(report)} == {"n1", "n2"}
     third.close()
+
+
+@pytest.mark.parametrize("epoch", [0, 5])
+def test_a_block_of_another_epoch_below_a_certified_one_is_refused(journals, epoch):
+    a, b = journals
+    for journal in journals:
+        journal.end(1, TURNED)
+    b.block(1, epoch=epoch)
+    b.final(2)
+    b.edit("UPDATE final SET epoch = ? WHERE height = 2", epoch)
+    with pytest.raises(Unauthentic, match="does not belong"):
+        audit.audit([a.path, b.path], GENESIS)
+
+
+def test_nobody_is_framed_by_an_end_of_an_epoch_that_no_quorum_signed(journals):
+    a, _ = journals
+    a.end(1, TURNED)
+    true = a.store.handovers(0)[0]
+    framed = tuple(
+        msgspec.structs.replace(m, key=KEYS[5].public if i == 0 else m.key) for i, m in enumerate(MEMBERS[:4])
+    )
+    header = msgspec.structs.replace(true.header, next_validators_hash=validators_hash(GENESIS, framed))
+    proof = msgspec.structs.replace(true.finalization, block=header.id)
+    false = msgspec.structs.replace(true, header=header, members=framed, finalization=proof)
+    committee = successor(COMMITTEE, header, framed)
+    votes = [committee.sign(KEYS[5], 0, "notarize", 1, bytes([i]) * 32) for i in (1, 2)]
+    pair = conflict(committee, *votes)
+    file = audit.EvidenceFile("diptych/evidence/2", GENESIS.hash, (false,), (pair,))
+    with pytest.raises(Unauthentic, match="end of epoch 0"):
+        audit.verify(encode(file), GENESIS)
 
 
 def test_a_chain_that_halted_over_a_false_end_is_audited(journals):

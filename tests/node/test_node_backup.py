@@ -483,7 +483,7 @@ def false_ends(grown: Grown) -> dict[str, tuple[str, tuple[object, ...]]]:
     store = grown.open()
     first, second = store.handovers(0)
     store.close()
-    link = first.links[0]
+    link, other_view = first.links[0], grown.cluster.ending(grown.cluster.committee, 3, 2, 1, 0, view=2)[1]
     put = "UPDATE epochs SET handover = ? WHERE epoch = 0"
     return {
         "no proof": ("DELETE FROM epochs", ()),
@@ -492,6 +492,7 @@ def false_ends(grown: Grown) -> dict[str, tuple[str, tuple[object, ...]]]:
         "a block that only helped as the last one": (put, (forge(first, header=link, links=first.links[1:]),)),
         "no link": (put, (forge(first, links=()),)),
         "the proof of the next end": (put, (encode(second),)),
+        "the same change in another view": (put, (encode(other_view),)),
         "no handover": (put, (b"\x90",)),
         "not even bytes": (put, (7,)),
         "elsewhere": ("UPDATE epochs SET height = 5 WHERE epoch = 0", ()),
@@ -537,6 +538,19 @@ def test_a_block_on_top_of_the_end_of_an_epoch_is_not_taken_for_a_part_of_the_ch
     rewrite(saved)
     with pytest.raises(Unauthentic, match="epoch 0"):
         restore(saved, tmp_path / "new", genesis, "n3")
+
+
+def test_a_certified_block_that_names_another_epoch_is_not_taken(tmp_path):
+    cluster, folder = Cluster(), tmp_path / "old"
+    store = Store(folder, cluster.genesis)
+    block = cluster.block(1, epoch=1)
+    proof = cluster.certificate("finalize", 1, block.header.id)
+    store.apply([SaveBlock(block), Finalized(((block, ()),), proof)])
+    store._db.execute("UPDATE final SET epoch = 1")
+    Ledger(folder, cluster.genesis).close()
+    with pytest.raises(Unauthentic, match="does not belong"):
+        backup(folder, tmp_path / "saved", cluster.genesis, "n0")
+    store.close()
 
 
 def test_pruning_keeps_what_proves_the_members(tmp_path, aging):
