@@ -465,7 +465,7 @@ def chain_status(
     with _context.open() as session:
         found = session.on_chains(lambda kind: session.chains[kind].status())
     said = (
-        [diagnose(c.genesis, nodes) for c, nodes in zip(session.chains.values(), found, strict=True)]
+        [diagnose(c.committee, nodes) for c, nodes in zip(session.chains.values(), found, strict=True)]
         if verbose
         else []
     )
