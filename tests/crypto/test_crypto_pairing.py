@@ -384,6 +384,12 @@ def test_points_of_one_group_are_not_added_to_those_of_the_other():
         group.pairing_product([(group.G2_GENERATOR, group.G1_GENERATOR)])
     with pytest.raises(TypeError):
         G1.encode([group.G1_GENERATOR, group.G2_GENERATOR])
+    for one, other in ((group.G1_GENERATOR, G2), (group.G2_GENERATOR, G1)):
+        for row in ([(one, 1), (one, 1)], [(one, 5)], [(one, 5), (one, 6)]):
+            with pytest.raises(TypeError):
+                other.combine([row])
+        with pytest.raises(TypeError):
+            group.gt_generator() * one
     assert group.G1_GENERATOR != group.G2_GENERATOR
 
 
