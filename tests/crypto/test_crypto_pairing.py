@@ -459,6 +459,10 @@ def checks_nothing(found):
     return lambda data, _: found(data, False)
 
 
+def forgets_the_sign(found):
+    return lambda points: [bytes([data[0] & ~0x20]) + data[1:] for data in found(points)]
+
+
 def other_tag(found):
     return lambda message, dst: found(message, dst + b"!")
 
@@ -479,7 +483,7 @@ BREAKAGES = [
     *((part, "equal", wrong) for part in ("g1", "g2") for wrong in (says_yes, says_no)),
     *((part, "is_identity", wrong) for part in ("g1", "g2") for wrong in (says_yes, says_no)),
     *((part, "decode", wrong) for part in ("g1", "g2") for wrong in (checks_nothing, crashes)),
-    *((part, "encode", crashes) for part in ("g1", "g2")),
+    *((part, "encode", wrong) for part in ("g1", "g2") for wrong in (crashes, forgets_the_sign)),
     (None, "hash_to_g1", other_tag),
     (None, "pairing_product", first_pair_only),
     (None, "pairing_product", crashes),
