@@ -20,6 +20,8 @@ class SharedKey:
     def __init__(self, commitments: Sequence[G1]) -> None:
         if not 1 <= len(commitments) <= MAX_HOLDERS:
             raise Malformed(f"a shared key has 1 to {MAX_HOLDERS} commitments, not {len(commitments)}")
+        if any(point.is_identity for point in commitments):
+            raise Malformed("a commitment of a shared key must not be the identity")
         self._commitments = tuple(commitments)
         self.public = self._commitments[0]
         self.threshold = len(self._commitments)
@@ -34,6 +36,13 @@ class SharedKey:
         """The commitments, `G1_BYTES` each, `public` first."""
         return tuple(point.to_bytes() for point in self._commitments)
 
+    @classmethod
+    def weighted_sum(cls, keys: Sequence[tuple["SharedKey", int]]) -> Self:
+        """The key of the secret, and of the shares, that one gets by adding up those of `keys`, all of one threshold, with weights."""
+        columns = zip(*(key._commitments for key, _ in keys), strict=True)
+        weights = [weight for _, weight in keys]
+        return cls([_weighted(column, weights) for column in columns])
+
     def verification_key(self, holder: int) -> G1:
         """The point share * G of holder `holder` (from 0), whose share nobody else need know."""
         check_holder(holder)
@@ -41,6 +50,11 @@ class SharedKey:
         for point in reversed(self._commitments[:-1]):
             total = total * (holder + 1) + point
         return total
+
+
+def _weighted(points: Sequence[G1], weights: Sequence[int]) -> G1:
+    first, *rest = (p if w == 1 else p * w for p, w in zip(points, weights, strict=True))
+    return sum(rest, start=first)
 
 
 def share_of(coefficients: Sequence[int], holder: int) -> int:
