@@ -81,7 +81,7 @@ def node(
     Examples: `python3 run_node.py node --config devnet/storage-1/config.toml` · after the loss of its data folder, the same
     with `--rejoin`
     """
-    from crypto.seal import SealKey
+    from crypto.dkg import HolderKey
     from crypto.sign import SigningKey
 
     settings, passphrase = _load(NodeSettings, config, http_port)
@@ -89,13 +89,13 @@ def node(
     genesis, addresses = chains[settings.chain], network.chains[settings.chain]  # type: ignore[index]
     key = SigningKey(read_key(settings.keys / "consensus.key", passphrase))
     transport_seed = read_key(settings.keys / "network.key", passphrase)
-    index_key = SealKey(read_key(settings.keys / "index.key", passphrase))
+    share_key = HolderKey.from_bytes(read_key(settings.keys / "index.key", passphrase))
     member = next((m for m in genesis.members if m.name == settings.name), None)
     if member is None:
         raise Malformed(
             f"{settings.name} is no member of the {settings.chain} chain; its genesis names the members"
         )
-    if member.key != key.public or genesis.index_key != index_key.public:
+    if (member.key, member.share_key) != (key.public, share_key.public.to_bytes()):
         raise Conflict(f"the keys in {settings.keys} are not those of {settings.name} in the genesis")
     if check:
         return _checked(config)
@@ -135,7 +135,7 @@ def node(
 
     async def main() -> None:
         marker = settings.keys / "consensus.journal"
-        running = Node(genesis, key, index_key, net, settings.data, marker, rejoin)
+        running = Node(genesis, key, share_key, net, settings.data, marker, rejoin)
         try:
             web = create_app(running)
             if chaos_net:

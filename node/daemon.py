@@ -21,9 +21,11 @@ import msgspec
 import structlog
 
 from crypto.codec import Decoder, encode
+from crypto.dkg import HolderKey
 from crypto.errors import Conflict, Denied, DiptychError, NotFound, Unavailable
-from crypto.seal import SealKey, seal
+from crypto.seal import seal
 from crypto.sign import SigningKey
+from node.index_key import Holder
 from node.ledger import Ledger
 from node.metrics import Metrics
 from node.net import MAX_BODY, Chan, Event, Net, PeerDown, PeerUp, Received
@@ -46,9 +48,9 @@ from protocol.contract import Receipt
 from protocol.core import Core, Effect, Finalized, Halted, Record, SaveAbstention, Send, ServeChain
 from protocol.evidence import Evidence
 from protocol.genesis import Genesis
-from protocol.identity import Credential, Release, Ticket, TicketSignature
+from protocol.identity import Credential, Release, Ticket
+from protocol.index_key import SignedIndexKey, get_key, index_label
 from protocol.mempool import Mempool, Pending
-from protocol.record import decode_index
 from protocol.tx import decode_tx
 
 T = TypeVar("T")
@@ -63,21 +65,22 @@ MAX_WAITERS = 20_000
 
 
 class Node:
-    """`key` and `index_key` are the node's own; `net` its transport, not yet started; `marker` the file beside the key that names
+    """`key` and `share_key` are the node's own; `net` its transport, not yet started; `marker` the file beside the key that names
     its journal (`Store.bind`), with `rejoin` to go on after that was lost. Run with `async with`-free `start` and `stop`."""
 
     def __init__(
         self,
         genesis: Genesis,
         key: SigningKey,
-        index_key: SealKey,
+        share_key: HolderKey,
         net: Net,
         data: Path,
         marker: Path,
         rejoin: bool = False,
     ) -> None:
         self.genesis, self.net = genesis, net
-        self._key, self._index_key = key, index_key
+        self._key = key
+        self.holder = Holder(genesis, key, share_key)
         self._names = [m.name for m in genesis.members]
         self.me = genesis.keys.index(key.public)
         self._log = structlog.get_logger().bind(chain=genesis.kind, node=net.me)
@@ -117,7 +120,7 @@ class Node:
     async def start(self) -> None:
         await self._catch_up_ledger()
         await self.net.start(self._on_event)
-        for loop in (self._steps, self._execute, self._admit, self._gossip, self._regossip):
+        for loop in (self._steps, self._execute, self._admit, self._gossip, self._regossip, self._hold):
             self._tasks.append(asyncio.create_task(loop(), name=loop.__name__))
         self._log.info("started", height=self.core.tip.height, view=self.core.view)
 
@@ -211,15 +214,31 @@ class Node:
         return await self._in_ledger(lambda: self._ledger.access_log(record, after, limit))
 
     async def release(self, tx_id: bytes) -> Release:
-        """This node's part of a granted request: the ticket signed, the index sealed to the requester."""
-        ticket, entry, person = await self._in_ledger(lambda: self._granted(tx_id))
-        content = self._index_key.open(entry.sealed_index, "the index entry on chain")
-        index = decode_index(content)
-        if (index.chain_id, index.record, index.version) != (ticket.chain_id, ticket.record, ticket.version):
-            raise Denied(
-                "the index entry on chain is for another record or version; the patient must publish it anew"
-            )
-        return Release(ticket, self._sign_ticket(ticket), seal(person.seal_key, content))
+        """This node's part of a granted request: the ticket signed, its decryption share of the index entry sealed to the requester."""
+        return await self.in_ledger(lambda ledger: self._release(ledger, tx_id))
+
+    def _release(self, ledger: Ledger, tx_id: bytes) -> Release:
+        ticket, entry, person = self._granted(tx_id)
+        assert entry.rule is not None
+        rule = entry.rule.digest
+        label = index_label(ticket.chain_id, ticket.record, ticket.version, rule)
+        round_, share = self.holder.decryption_share(ledger, label, entry.sealed_index)
+        return Release.make(
+            ticket,
+            self.me,
+            self._key,
+            entry=entry.sealed_index,
+            rule=rule,
+            round=round_,
+            sealed_share=None if share is None else seal(person.seal_key, share),
+        )
+
+    async def signed_index_key(self) -> SignedIndexKey:
+        """This node's word on the index key; `Unavailable` while there is none."""
+        key = await self.in_ledger(get_key)
+        if key is None:
+            raise Unavailable("the members of this chain are still making its index key; try again later")
+        return SignedIndexKey.make(self.genesis, key, self.me, self._key)
 
     def _granted(self, tx_id: bytes) -> tuple[Ticket, contract.RecordEntry, Credential]:
         receipt = self._ledger.receipt(tx_id)
@@ -228,9 +247,6 @@ class Node:
         if not receipt.ok:
             raise Denied(f"the contract refused the request: {receipt.reason}")
         return contract.check_grant(self._ledger, tx_id, wall_ms())
-
-    def _sign_ticket(self, ticket: Ticket) -> TicketSignature:
-        return TicketSignature(self.me, self._key.sign("ticket", encode(ticket)))
 
     # --- the loops --------------------------------------------------------------------------------------------------------
 
@@ -400,6 +416,7 @@ class Node:
                 "ledger",
                 lambda: self._in_ledger(lambda: (self._ledger.execute(blocks), self._ledger.head())),  # noqa: B023
             )
+            self.holder.executed.set()
             for receipt in receipts:
                 for waiter in self._waiters.pop(receipt.tx, []):
                     if not waiter.done():
@@ -418,6 +435,9 @@ class Node:
                 )
             await self._in_ledger(lambda: self._ledger.execute(blocks))  # noqa: B023
             self.executed_height, self.receipts_root = await self._in_ledger(self._ledger.head)
+
+    async def _hold(self) -> None:
+        await self.holder.run(self)
 
     async def _gossip(self) -> None:
         """Spread clients' transactions: the first at once, what comes within `GOSSIP_DELAY` after it in batches."""
@@ -456,6 +476,14 @@ class Node:
 
     async def _from_journal(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reader_thread, work)
+
+    def in_ledger(self, work: Callable[[Ledger], T]) -> Awaitable[T]:
+        """What `work` makes of the ledger, in the ledger's thread, between two blocks."""
+        return self._in_ledger(lambda: work(self._ledger))
+
+    def clock_ms(self) -> int:
+        """This node's wall clock, Unix milliseconds."""
+        return wall_ms()
 
     def _in_ledger(self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._ledger_thread, work)

@@ -20,9 +20,9 @@ import tomli_w
 
 from configs.files import load_network, write, write_key
 from configs.settings import NetworkSettings
+from crypto.dkg import HolderKey
 from crypto.errors import Conflict, Unavailable
 from crypto.fabeo import MasterKey
-from crypto.seal import SealKey
 from crypto.sign import SigningKey
 from node.tls import identity_of
 from protocol import genesis, network
@@ -51,16 +51,15 @@ def make(folder: Path, shape: NetworkSettings) -> None:
     suffix = secrets.token_hex(4)
     configs: dict[str, dict[str, Any]] = {}
     for kind, count in (("storage", shape.storage), ("sharing", shape.sharing)):
-        index_secret = secrets.token_bytes(32)
         members, addresses = [], {}
         for number in range(1, count + 1):
             name = f"{kind}-{number}"
-            key, transport = SigningKey.generate(), secrets.token_bytes(32)
+            key, transport, share_key = SigningKey.generate(), secrets.token_bytes(32), HolderKey.generate()
             keys = folder / name / "keys"
             write_key(keys / "consensus.key", key.seed)
             write_key(keys / "network.key", transport)
-            write_key(keys / "index.key", index_secret)
-            members.append(Member(name, key.public, identity_of(transport)))
+            write_key(keys / "index.key", share_key.to_bytes())
+            members.append(Member(name, key.public, identity_of(transport), share_key.public.to_bytes()))
             p2p, http = next(ports), next(ports)
             addresses[name] = NodeAddress(f"127.0.0.1:{p2p}", f"http://127.0.0.1:{http}")
             configs[name] = {"chain": kind, "name": name, "p2p_port": p2p, "http_port": http}
@@ -71,7 +70,6 @@ def make(folder: Path, shape: NetworkSettings) -> None:
             shape.mode,
             tuple(members),
             authority.public,
-            SealKey(index_secret).public,
             time.time_ns() // 1_000_000,
             base_timeout_ms=shape.base_timeout_ms,
             term_length=shape.term_length,

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import msgspec
 import tomli_w
 
-from crypto.codec import Bytes32, Short, UInt, Wire, encode
+from crypto.codec import Bytes32, Bytes48, Short, UInt, Wire, encode
 from crypto.errors import Malformed
+from crypto.group import G1
 from protocol.identity import ChainKind
 from protocol.quorum import MAX_MEMBERS, Mode, quorum
 from protocol.record import digest
@@ -21,23 +22,23 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za
 
 
 class Member(Wire, frozen=True):
-    """A consensus node: its name, its Ed25519 consensus key, its libp2p peer id."""
+    """A consensus node: its name, its Ed25519 consensus key, its libp2p peer id, and the point of G1 that pieces of the index key are
+    sealed to (`crypto.dkg.HolderKey`)."""
 
     name: Name
     key: Bytes32
     identity: Short
+    share_key: Bytes48
 
 
 class Genesis(Wire, frozen=True, dict=True):
-    """`base_timeout_ms` is T0, `term_length` is L of docs/protocol.md; `index_key` is the X25519 key that index entries are
-    sealed to; `authority` certifies identities."""
+    """`base_timeout_ms` is T0, `term_length` is L of docs/protocol.md; `authority` certifies identities."""
 
     chain_id: Short
     kind: ChainKind
     mode: Mode
     members: Annotated[tuple[Member, ...], msgspec.Meta(min_length=1, max_length=MAX_MEMBERS)]
     authority: Bytes32
-    index_key: Bytes32
     time_ms: UInt
     term_length: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 64
     base_timeout_ms: Annotated[int, msgspec.Meta(ge=50, le=60_000)] = 1000
@@ -45,9 +46,14 @@ class Genesis(Wire, frozen=True, dict=True):
     max_block_txs: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
 
     def __post_init__(self) -> None:
-        for field in ("name", "key", "identity"):
+        for field in ("name", "key", "identity", "share_key"):
             if len({getattr(m, field) for m in self.members}) != len(self.members):
                 raise ValueError(f"two members share one {field}")
+        for member in self.members:
+            try:
+                G1.from_bytes(member.share_key)
+            except Malformed as error:
+                raise ValueError(f"the share_key of {member.name} is none: {error}") from None
 
     @property
     def quorum(self) -> int:
@@ -87,8 +93,10 @@ def from_toml(text: str) -> Genesis:
         data = {
             **data,
             "authority": bytes.fromhex(data["authority"]),
-            "index_key": bytes.fromhex(data["index_key"]),
-            "members": [{**m, "key": bytes.fromhex(m["key"])} for m in data["members"]],
+            "members": [
+                {**m, "key": bytes.fromhex(m["key"]), "share_key": bytes.fromhex(m["share_key"])}
+                for m in data["members"]
+            ],
         }
         members = [_ordered(Member, m) for m in data.pop("members")]
         return msgspec.convert(

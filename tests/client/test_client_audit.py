@@ -21,14 +21,14 @@ from protocol.block import Block, Certificate, Committee, Header, decode_block
 from protocol.core import Finalized, Record, SaveBlock, SaveCertificate
 from protocol.evidence import conflict
 from protocol.genesis import Genesis, Member
+from tests.dealer import share_point
 
 KEYS = [SigningKey(bytes([i + 1]) * 32) for i in range(4)]
 GENESIS = Genesis(
     "diptych/1/storage/audit",
     "storage",
     "bft",
-    tuple(Member(f"n{i}", key.public, f"peer-{i}") for i, key in enumerate(KEYS)),
-    bytes(32),
+    tuple(Member(f"n{i}", key.public, f"peer-{i}", share_point(i)) for i, key in enumerate(KEYS)),
     bytes(32),
     1_700_000_000_000,
     term_length=4,

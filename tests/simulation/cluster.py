@@ -54,6 +54,7 @@ from protocol.genesis import Genesis, Member
 from protocol.mempool import Mempool, Pending
 from protocol.quorum import Mode
 from protocol.tx import MAX_LIFETIME_MS, Request, Tx, decode_tx
+from tests.dealer import share_point
 
 WALL0 = 1_700_000_000_000
 CLIENT = SigningKey(bytes([99]) * 32)
@@ -61,12 +62,10 @@ CLIENT = SigningKey(bytes([99]) * 32)
 
 def make_genesis(n: int = 4, mode: Mode = "bft", **changes: int) -> tuple[Genesis, list[SigningKey]]:
     keys = [SigningKey(bytes([i + 1]) * 32) for i in range(n)]
-    members = tuple(Member(f"n{i}", key.public, f"peer-{i}") for i, key in enumerate(keys))
+    members = tuple(Member(f"n{i}", key.public, f"peer-{i}", share_point(i)) for i, key in enumerate(keys))
     changes.setdefault("term_length", 4)
     authority = SigningKey(bytes([77]) * 32).public
-    return Genesis(
-        "diptych/1/storage/test", "storage", mode, members, authority, bytes(32), WALL0, **changes
-    ), keys
+    return Genesis("diptych/1/storage/test", "storage", mode, members, authority, WALL0, **changes), keys
 
 
 def request_tx(
