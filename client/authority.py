@@ -31,6 +31,7 @@ from client.enrolment import (
 )
 from configs.files import load_network, read_key
 from configs.settings import AuthoritySettings
+from configs.signer import signer_of
 from configs.web import EXCEPTION_HANDLERS, read_body
 from crypto.ces import SUITES
 from crypto.codec import encode
@@ -38,7 +39,7 @@ from crypto.errors import Conflict, Denied, Malformed, NotFound
 from crypto.fabeo import MasterKey
 from crypto.policy import check_attribute
 from crypto.seal import seal
-from crypto.sign import SigningKey
+from crypto.sign import Ed25519Signer
 from protocol.genesis import Genesis
 from protocol.identity import Credential, Role, SignedCredential
 from protocol.network import Network
@@ -51,7 +52,7 @@ _log = structlog.get_logger("authority")
 class Authority:
     def __init__(
         self,
-        key: SigningKey,
+        key: Ed25519Signer,
         abe: MasterKey,
         network: Network,
         chains: dict[str, Genesis],
@@ -67,7 +68,7 @@ class Authority:
     def open(cls, settings: AuthoritySettings, passphrase: bytes | None) -> "Authority":
         """From config and key files; `Conflict` when the key is not the one the network names."""
         network, chains = load_network(settings.network)
-        key = SigningKey(read_key(settings.keys / "authority.key", passphrase))
+        key = signer_of(settings, "authority.key", passphrase)
         if network.authority.key != key.public.hex() or any(
             g.authority != key.public for g in chains.values()
         ):

@@ -15,7 +15,7 @@ import httpx2
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from crypto.seal import SealKey
-from crypto.sign import SigningKey, is_valid
+from crypto.sign import Ed25519Signer, is_valid
 from protocol.contract import Person, Receipt, RecordEntry, decode_person, decode_receipt, decode_record
 from protocol.genesis import Genesis
 from protocol.identity import Credential, Release, SignedTicket, decode_release
@@ -88,7 +88,7 @@ class ChainClient:
 
     # --- transactions -----------------------------------------------------------------------------------------------------
 
-    def execute(self, sender: SigningKey, action: Action, seconds: float = 60) -> Receipt:
+    def execute(self, sender: Ed25519Signer, action: Action, seconds: float = 60) -> Receipt:
         """Send an action and wait for its receipt. `Denied` when the contract refuses it, `Unavailable` when no node could
         make it final in time (it may still become final until it expires)."""
         receipt = self.send(sender, action, seconds)
@@ -96,7 +96,7 @@ class ChainClient:
             raise Denied(f"the {self.genesis.kind} chain refused: {receipt.reason} ({receipt.code})")
         return receipt
 
-    def send(self, sender: SigningKey, action: Action, seconds: float = 60) -> Receipt:
+    def send(self, sender: Ed25519Signer, action: Action, seconds: float = 60) -> Receipt:
         """As `execute`, but a refusal by the contract is an ordinary receipt. One transaction, sent again as needed: it can
         become final only once."""
         tx = Tx.make(self.genesis.chain_id, sender, os.urandom(16), now_ms() + TX_LIFETIME_MS, action)

@@ -28,7 +28,8 @@ from client.home import Home
 from client.patient import Patient, StoredRecord
 from client.reader import Reader
 from client.session import Session
-from configs.files import passphrase_from, read, read_text, write
+from configs.files import read, read_text, write
+from configs.passphrases import passphrase_from
 from crypto import ces
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable

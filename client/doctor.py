@@ -84,6 +84,8 @@ class Doctor:
         )
         messages = tuple(p.content for p in parts)
         signature = ces.sign(header, messages, home.ces)
+        # The key may be in foreign hardware: nobody attests a signature that does not hold.
+        ces.verify_full(signature, messages, home.ces.suite, home.ces.public)
         sealed_to = session.chains["storage"].credential(patient).seal_key
         package = encode(_Package(_SUITE, seal(sealed_to, encode(Record(signature, messages)))))
         session.progress("attesting the record on both chains")

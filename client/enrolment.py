@@ -10,7 +10,7 @@ import msgspec
 
 from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, UInt, Wire, encode
 from crypto.errors import Malformed
-from crypto.sign import SigningKey, verify
+from crypto.sign import Ed25519Signer, verify
 from protocol.identity import Attribute, CesKey, Role, SignedCredential
 
 _PREFIX = "diptych-invite-"
@@ -31,7 +31,7 @@ class Invite(Wire, frozen=True):
     signature: Bytes64
 
     @classmethod
-    def make(cls, body: InviteBody, authority: SigningKey) -> "Invite":
+    def make(cls, body: InviteBody, authority: Ed25519Signer) -> "Invite":
         return cls(body, authority.sign("invite", encode(body)))
 
     def verify(self, authority: bytes) -> None:
@@ -71,7 +71,7 @@ class Enrolment(Wire, frozen=True):
     signature: Bytes64
 
     @classmethod
-    def make(cls, body: EnrolmentBody, subject: SigningKey) -> "Enrolment":
+    def make(cls, body: EnrolmentBody, subject: Ed25519Signer) -> "Enrolment":
         return cls(body, subject.sign("enrolment", encode(body)))
 
     def verify(self) -> None:
@@ -93,7 +93,7 @@ class Enrolled(Wire, frozen=True):
         credential: SignedCredential,
         abe_public: bytes,
         sealed_attribute_key: bytes,
-        authority: SigningKey,
+        authority: Ed25519Signer,
     ) -> "Enrolled":
         payload = encode((credential, abe_public, sealed_attribute_key))
         return cls(credential, abe_public, sealed_attribute_key, authority.sign("enrolled", payload))

@@ -76,7 +76,8 @@ class _RelativePaths(TomlConfigSettingsSource):
 
 
 class Settings(Layered):
-    """Common to all daemons: the listening HTTP address, the network file, the folders of keys and data."""
+    """Common to all daemons: the listening HTTP address, the network file, the folders of keys and data, where the passphrase of the key
+    files comes from, and the command that signs in place of a signing key there (`configs.signer`)."""
 
     network: Path
     keys: Path
@@ -84,6 +85,8 @@ class Settings(Layered):
     http_host: str = "127.0.0.1"
     http_port: int = Field(ge=0, le=65535)
     passphrase_command: str | None = None
+    passphrase_fd: int | None = Field(default=None, ge=0)
+    signer_command: str | None = None
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     log_json: bool = False
 

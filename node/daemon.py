@@ -23,7 +23,7 @@ import structlog
 from crypto.codec import Decoder, encode
 from crypto.errors import Conflict, Denied, DiptychError, NotFound, Unavailable
 from crypto.seal import SealKey, seal
-from crypto.sign import SigningKey
+from crypto.sign import Ed25519Signer
 from node.ledger import Ledger
 from node.metrics import Metrics
 from node.net import MAX_BODY, Chan, Event, Net, PeerDown, PeerUp, Received
@@ -69,7 +69,7 @@ class Node:
     def __init__(
         self,
         genesis: Genesis,
-        key: SigningKey,
+        key: Ed25519Signer,
         index_key: SealKey,
         net: Net,
         data: Path,

@@ -14,7 +14,7 @@ from itertools import pairwise
 from math import inf
 
 from crypto.errors import DiptychError
-from crypto.sign import SigningKey
+from crypto.sign import Ed25519Signer
 from protocol import merkle
 from protocol.block import (
     Accusation,
@@ -160,7 +160,7 @@ class Core:
     def __init__(
         self,
         committee: Committee,
-        key: SigningKey | None,
+        key: Ed25519Signer | None,
         mempool: Mempool,
         restored: Restored,
         now: float,

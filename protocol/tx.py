@@ -10,7 +10,7 @@ import msgspec
 
 from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
 from crypto.errors import Malformed
-from crypto.sign import SigningKey, verify
+from crypto.sign import Ed25519Signer, verify
 from protocol.block import MAX_TX
 from protocol.identity import Purpose, SignedCredential
 from protocol.record import digest
@@ -83,7 +83,9 @@ class Tx(Wire, frozen=True):
     signature: Bytes64
 
     @classmethod
-    def make(cls, chain_id: str, sender: SigningKey, nonce: bytes, expires_ms: int, action: Action) -> "Tx":
+    def make(
+        cls, chain_id: str, sender: Ed25519Signer, nonce: bytes, expires_ms: int, action: Action
+    ) -> "Tx":
         body = TxBody(chain_id, sender.public, nonce, expires_ms, action)
         return cls(body, sender.sign("tx", encode(body)))
 
