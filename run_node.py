@@ -55,6 +55,10 @@ Quorum = Annotated[
     Literal["bft", "majority"] | None,
     typer.Option(help="Override the quorum: more than 2/3, or more than 1/2."),
 ]
+Scheme = Annotated[
+    Literal["fabeo", "fame"] | None,
+    typer.Option(help="Override the CP-ABE scheme: FABEO (fast), or FAME (standard assumption)."),
+]
 DEFAULT_SHAPE = bootstrap.ROOT / "configs" / "devnet.toml"
 console = Console(stderr=True)
 
@@ -271,7 +275,10 @@ def invite(
     config: ConfigFile,
     role: Annotated[Literal["doctor", "patient", "user"], typer.Option(help="What the person is.")],
     attribute: Annotated[
-        list[str] | None, typer.Option(help="A certified attribute such as org:st-mary; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="A certified attribute such as org:st-mary, or status:active@week, renewed weekly; repeatable."
+        ),
     ] = None,
     hours: Annotated[int, typer.Option(min=1, max=8760, help="How long the invitation can be used.")] = 72,
 ) -> None:
@@ -361,12 +368,38 @@ def signer(
 
 
 @app.command()
+def revoke(
+    config: ConfigFile,
+    key: Annotated[str, typer.Argument(help="The person's public key: 64 hex digits.")],
+) -> None:
+    """End the credential of a key on both chains, for good: it is certified and renewed no more.
+
+    What its holder opened before stays open to them. New records stay closed to the key where the contract decides, and where
+    policies have time-bound attributes also by cryptography. Run by the authority's staff.
+
+    Example: `python3 run_node.py revoke --config devnet/authority/config.toml 5c1f…`
+    """
+    from client.authority import Authority
+
+    try:
+        subject = bytes.fromhex(key)
+    except ValueError:
+        subject = b""
+    if len(subject) != 32:
+        raise Malformed("a person's public key is 64 hex digits, as printed by diptych whoami")
+    settings, passphrase = _load(AuthoritySettings, config, None)
+    Authority.open(settings, passphrase).revoke(subject)
+    _said("revoked on both chains")
+
+
+@app.command()
 def devnet(
     folder: Folder = Path("devnet"),
     config: Shape = DEFAULT_SHAPE,
     storage: Annotated[int | None, typer.Option(help="Override the number of storage nodes.")] = None,
     sharing: Annotated[int | None, typer.Option(help="Override the number of sharing nodes.")] = None,
     mode: Quorum = None,
+    scheme: Scheme = None,
     only_make: Annotated[
         bool, typer.Option("--only-make", help="Write the files and do not start anything.")
     ] = False,
@@ -379,7 +412,7 @@ def devnet(
     from node.devnet import Supervisor, make
 
     folder = folder.absolute()
-    shape = NetworkSettings.load(config, storage=storage, sharing=sharing, mode=mode)
+    shape = NetworkSettings.load(config, storage=storage, sharing=sharing, mode=mode, scheme=scheme)
     if check:
         return _checked(config)
     if not (folder / "network.toml").exists():
@@ -420,6 +453,7 @@ def demo(
     ] = None,
     config: Shape = DEFAULT_SHAPE,
     mode: Quorum = None,
+    scheme: Scheme = None,
 ) -> None:
     """Bring up a network and tell the whole story with one record, step by step.
 
@@ -433,7 +467,7 @@ def demo(
 
     with tempfile.TemporaryDirectory(prefix="diptych-demo-") as temporary:
         where = (folder or Path(temporary)).absolute()
-        make(where, NetworkSettings.load(config, mode=mode))
+        make(where, NetworkSettings.load(config, mode=mode, scheme=scheme))
         with Supervisor(where) as supervisor:
             settings, _ = _load(AuthoritySettings, where / "authority" / "config.toml", None)
             tell(where, bundle, supervisor, Authority.open(settings, None).invite)

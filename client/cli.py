@@ -205,6 +205,19 @@ def whoami() -> None:
         _whoami(session)
 
 
+@app.command()
+def renew() -> None:
+    """Have your time-bound attributes, such as status:active@2026w47, moved to this week, as long as you are certified.
+
+    Run it weekly (cron), or when a request is denied because of an earlier week.
+
+    Example: `diptych --home ~/rs renew`
+    """
+    with _context.open() as session:
+        session.renew()
+        _whoami(session)
+
+
 def _whoami(session: Session) -> None:
     credential = session.home.credential.credential
     data = {
@@ -408,6 +421,9 @@ def record_store(
 ) -> None:
     """Patient: verify the doctor's signature, encrypt, upload once, index on both chains.
 
+    In a policy, `@week` stands for the week in which the record is sealed: `status:active@week` is met by whoever was
+    certified for it in that week or later (`diptych record renew` seals anew).
+
     Examples: `diptych record store 3fa2….diptych` · `diptych record store r.diptych --policy 'private=role:doctor and org:st-mary'`
     """
     policies = DEFAULT_POLICIES | _pairs(policy or [], "--policy CLASS=POLICY")
@@ -487,6 +503,27 @@ def record_policy(
         _show_stored(Patient(session).set_policies(_record(record), _pairs(policy, "CLASS=POLICY")))
 
 
+@record_app.command("renew")
+def record_renew(
+    records: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECORD]…", help="Record ids; all with time-bound policies by default."),
+    ] = None,
+) -> None:
+    """Patient: encrypt the keys anew for this week, where a policy says so: status:active@week.
+
+    Whose attributes were not renewed since opens nothing that is sealed from now on.
+
+    Example: `diptych record renew`
+    """
+    with _context.open() as session:
+        patient = Patient(session)
+        wanted = [_record(text) for text in records] if records else patient.time_bound()
+        renewed = [patient.renew(record) for record in wanted]
+    rows = [{"record": s.header.record.hex(), "version": s.version} for s in renewed]
+    _context.show(rows, lambda c: c.print(_table(rows, "record", "version")))
+
+
 @record_app.command("log")
 def record_log(record: RecordId) -> None:
     """The record's access log from both chains: every request, allowed or denied, and why."""
@@ -512,6 +549,8 @@ def record_request(
     (asked,) = _purposes([purpose])
     with _context.open() as session:
         receipt = Reader(session).request(_record(record), chain, asked)
+        if not receipt.ok and session.is_renewal_due:
+            _context.progress("your attributes are of an earlier week; run diptych renew and ask again")
     data = _receipt(receipt)
     _context.show(data, lambda c: _print_fields(c, data))
     if not receipt.ok:

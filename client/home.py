@@ -20,11 +20,12 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from configs.files import load_network, read, read_key, read_text, write, write_key
 from crypto import guardians
+from crypto.abe import MAX_ATTRIBUTE_KEY_BYTES, AttributeKey, PublicKey
 from crypto.ces import CesSigner
 from crypto.ces import Signer as RecordSigner
 from crypto.codec import Bytes32, Decoder, Wire, encode
 from crypto.errors import Conflict, Denied, NotFound, Unauthentic
-from crypto.fabeo import AttributeKey, PublicKey
+from crypto.schemes import read_attributes, read_public
 from crypto.seal import SealKey
 from crypto.sign import Ed25519Signer, SigningKey, domain_tag
 from protocol.identity import CesKey, SignedCredential
@@ -55,7 +56,7 @@ class Outside(NamedTuple):
 
 
 _decode_secrets = Decoder(_Secrets, "the secrets file", 64 << 10)
-_decode_enrolled = Decoder(_Enrolled, "the enrolment file", 256 << 10)
+_decode_enrolled = Decoder(_Enrolled, "the enrolment file", MAX_ATTRIBUTE_KEY_BYTES + (64 << 10))
 _NONE_OUTSIDE = Outside()
 
 
@@ -151,11 +152,11 @@ class Home:
 
     @property
     def attribute_key(self) -> AttributeKey:
-        return AttributeKey.from_bytes(self._issued().attribute_key)
+        return read_attributes(self._issued().attribute_key)
 
     @property
     def abe_public(self) -> PublicKey:
-        return PublicKey.from_bytes(self._issued().abe_public)
+        return read_public(self._issued().abe_public)
 
     def _issued(self) -> _Enrolled:
         if self._enrolled is None:

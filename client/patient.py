@@ -15,9 +15,10 @@ from client.chain import now_ms
 from client.doctor import MAX_RECORD, Record, header_digest, open_package
 from client.session import KINDS, Session
 from crypto import ces
+from crypto.abe import encapsulate
 from crypto.codec import Bytes32, Decoder, UInt, Wire, encode
+from crypto.epoch import EVERY_WEEK, in_week, week_at
 from crypto.errors import Conflict, Denied, Malformed, NotFound, Unauthentic
-from crypto.fabeo import encapsulate
 from crypto.parts import seal_part, wrap_key
 from crypto.policy import either, parse
 from crypto.seal import seal
@@ -51,7 +52,8 @@ class _Part(Wire, frozen=True):
 
 
 class StoredRecord(Wire, frozen=True):
-    """A record as its patient keeps it; `version` 0 means not stored yet."""
+    """A record as its patient keeps it; `version` 0 means not stored yet. In `policies`, `@week` stands for the week in
+    which a version is made."""
 
     record: Record
     version: UInt
@@ -65,6 +67,11 @@ class StoredRecord(Wire, frozen=True):
 
     def policy_of(self, access: str) -> str | None:
         return dict(self.policies).get(access)
+
+    @property
+    def is_time_bound(self) -> bool:
+        """Whether a policy says `@week`."""
+        return any(in_week(text, "") != text for _, text in self.policies)
 
     def index_of(self, label: str) -> int:
         """The part with this label; `NotFound` listing the labels there are."""
@@ -184,6 +191,24 @@ class Patient:
         changed = dict(stored.policies) | {name: str(parse(text)) for name, text in policies.items()}
         return self._advance(self._with(stored, list(stored.parts), changed), [])
 
+    def time_bound(self) -> list[bytes]:
+        """The stored records with a policy that says `@week`."""
+        return [
+            record
+            for record in self.records()
+            if (found := self.load(record)).version and found.is_time_bound
+        ]
+
+    def renew(self, record: bytes) -> StoredRecord:
+        """Re-encrypt the keys of a record whose policies say `@week` for this week: who was not certified since is left out."""
+        stored = self._stored(record)
+        if not stored.is_time_bound:
+            raise Conflict(
+                f"no policy of the record has a time-bound attribute such as status:active{EVERY_WEEK}, "
+                "so there is nothing to renew; change one with record policy"
+            )
+        return self._advance(stored, [])
+
     def log(self, record: bytes) -> list[tuple[ChainKind, Receipt]]:
         """Every access request for the record on both chains, allowed or denied, oldest first."""
         found = self._session.on_chains(
@@ -220,8 +245,10 @@ class Patient:
         """Build the next version of `stored`, write it down, send it."""
         stored = msgspec.structs.replace(stored, version=stored.version + 1)
         self._session.progress("encrypting the keys under the policies")
+        week = week_at(now_ms())
+        policies = {access: str(parse(in_week(text, week))) for access, text in stored.policies}
         envelopes = {
-            access: encode(self._envelope(stored, access, policy)) for access, policy in stored.policies
+            access: encode(self._envelope(stored, access, policy)) for access, policy in policies.items()
         }
         shared = {access: data for access, data in envelopes.items() if access != PRIVATE}
         if not shared:
@@ -230,7 +257,7 @@ class Patient:
             )
         reach = {"storage": envelopes, "sharing": shared}
         views = {kind: self._view(kind, stored, reach[kind]) for kind in KINDS}
-        publications = tuple((kind, self._publication(kind, stored, views[kind])) for kind in KINDS)
+        publications = tuple((kind, self._publication(kind, stored, policies, views[kind])) for kind in KINDS)
         blobs = (*envelopes.values(), *new_blobs)
         pending = _Pending(stored, tuple(views.values()), blobs, publications)
         self._home.save(f"pending-{stored.header.record.hex()}", encode(pending))
@@ -257,10 +284,11 @@ class Patient:
             chain_id, stored.header.record, stored.version, stored.header.patient, os.urandom(32), refs
         )
 
-    def _publication(self, kind: ChainKind, stored: StoredRecord, view: View) -> Publish:
+    def _publication(
+        self, kind: ChainKind, stored: StoredRecord, policies: Mapping[str, str], view: View
+    ) -> Publish:
         """The index entry, sealed to the chain, with the rule by which the contract hands it out: on the storage chain who may
         read the private class, on the sharing chain who may read any other."""
-        policies = dict(stored.policies)
         if kind == "storage" and PRIVATE in policies:
             policy = policies[PRIVATE]
         else:

@@ -12,9 +12,9 @@ from client.fhir import join
 from client.patient import envelope_context
 from client.session import Session
 from crypto import ces
+from crypto.abe import decapsulate
 from crypto.codec import Bytes16, Bytes32, Decoder, Wire, encode
 from crypto.errors import Denied, NotFound, Unauthentic
-from crypto.fabeo import decapsulate
 from crypto.parts import open_part, unwrap_key
 from protocol.contract import Receipt
 from protocol.identity import ChainKind, Purpose, SignedTicket

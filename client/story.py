@@ -23,9 +23,9 @@ from client.reader import OpenedRecord, Reader
 from client.session import KINDS, Session
 from configs.files import load_network
 from crypto import ces
+from crypto.abe import decapsulate
 from crypto.codec import encode
 from crypto.errors import Denied, DiptychError
-from crypto.fabeo import decapsulate
 from protocol.contract import Receipt
 from protocol.identity import ChainKind, Purpose, Role
 

@@ -16,6 +16,7 @@ from pydantic_settings import (
 )
 
 from configs.files import read_text
+from crypto import schemes
 from crypto.errors import Malformed
 from protocol.quorum import Mode
 
@@ -130,7 +131,7 @@ class AuthoritySettings(Settings):
 
 
 class NetworkSettings(Layered):
-    """The shape of a new network: how many nodes a chain, which quorum, how patient."""
+    """The shape of a new network: how many nodes a chain, which quorum, how patient, which CP-ABE scheme."""
 
     storage: int = Field(default=4, ge=1, le=32)
     sharing: int = Field(default=4, ge=1, le=32)
@@ -138,3 +139,4 @@ class NetworkSettings(Layered):
     transport: Transport = "libp2p"
     base_timeout_ms: int = Field(default=1000, ge=50, le=60_000)
     term_length: int = Field(default=64, ge=1, le=1024)
+    scheme: schemes.Name = "fabeo"

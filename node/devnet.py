@@ -21,7 +21,7 @@ import tomli_w
 from configs.files import load_network, write, write_key
 from configs.settings import NetworkSettings
 from crypto.errors import Conflict, Unavailable
-from crypto.fabeo import MasterKey
+from crypto.schemes import SCHEMES
 from crypto.seal import SealKey
 from crypto.sign import SigningKey
 from node.tls import identity_of
@@ -81,7 +81,8 @@ def make(folder: Path, shape: NetworkSettings) -> None:
     for name, service_key in (("cloud", cloud), ("authority", authority)):
         write_key(folder / name / "keys" / f"{name}.key", service_key.seed)
         configs[name] = {"http_port": next(ports)}
-    write_key(folder / "authority" / "keys" / "abe.key", MasterKey.generate().to_bytes())
+    abe = SCHEMES[shape.scheme].master.generate()
+    write_key(folder / "authority" / "keys" / "abe.key", abe.to_bytes())
     for name, values in configs.items():
         config = {"network": "../network.toml", "keys": "keys", "data": "data", **values}
         write(folder / name / "config.toml", tomli_w.dumps(config).encode(), mode=0o644)
