@@ -253,19 +253,29 @@ def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) 
 
 @app.command()
 def authority(config: ConfigFile, check: Check = False, http_port: HttpPort = None) -> None:
-    """Run the attribute authority: it certifies keys on both chains and issues attribute keys.
+    """Run an authority: it certifies keys on both chains, issues attribute keys or its part of them, or both.
+
+    Of several that issue keys together, each makes its share of the master key at the first start, when all of them must run.
 
     Example: `python3 run_node.py authority --config devnet/authority/config.toml`
     """
     from client.authority import Authority, create_app
+    from client.issuer import Issuer
     from configs.metrics import instrument
+    from configs.signer import signer_of
     from configs.web import serve
 
     settings, passphrase = _load(AuthoritySettings, config, http_port)
-    running = Authority.open(settings, passphrase)
+    network, chains = load_network(settings.network)
+    key = signer_of(settings, "authority.key", passphrase)
+    certifies = key.public.hex() == network.authority.key
+    registrar = (
+        Authority(key, network, chains, settings.data, settings.credential_days) if certifies else None
+    )
+    issuer = Issuer(key, network, chains, settings.keys, settings.data, passphrase)
     if check:
         return _checked(config)
-    web = create_app(running)
+    web = create_app(registrar, issuer, key.public)
     instrument(web)
     asyncio.run(serve(web, settings.http_host, settings.http_port))
 
@@ -400,6 +410,12 @@ def devnet(
     sharing: Annotated[int | None, typer.Option(help="Override the number of sharing nodes.")] = None,
     mode: Quorum = None,
     scheme: Scheme = None,
+    authorities: Annotated[
+        int | None, typer.Option(help="Override how many authorities issue attribute keys together.")
+    ] = None,
+    authority_threshold: Annotated[
+        int | None, typer.Option(help="Override how many of them a key needs; by default a majority.")
+    ] = None,
     only_make: Annotated[
         bool, typer.Option("--only-make", help="Write the files and do not start anything.")
     ] = False,
@@ -412,7 +428,15 @@ def devnet(
     from node.devnet import Supervisor, make
 
     folder = folder.absolute()
-    shape = NetworkSettings.load(config, storage=storage, sharing=sharing, mode=mode, scheme=scheme)
+    shape = NetworkSettings.load(
+        config,
+        storage=storage,
+        sharing=sharing,
+        mode=mode,
+        scheme=scheme,
+        authorities=authorities,
+        authority_threshold=authority_threshold,
+    )
     if check:
         return _checked(config)
     if not (folder / "network.toml").exists():

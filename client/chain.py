@@ -7,6 +7,7 @@ believed from that node; a ticket is believed from a quorum, a credential from t
 import os
 import random
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -194,7 +195,10 @@ class ChainClient:
 
     def person(self, key: bytes) -> Person:
         """A certified person; the authority's signature is checked, the validity in time is not."""
-        person = decode_person(_encoded(self.get(f"/v1/identity/{key.hex()}")))
+        return self._checked_person(key, _encoded(self.get(f"/v1/identity/{key.hex()}")))
+
+    def _checked_person(self, key: bytes, encoded: bytes) -> Person:
+        person = decode_person(encoded)
         person.signed.verify(self.genesis.authority, person.signed.credential.not_before_ms)
         if person.signed.credential.subject != key:
             raise Unauthentic("a node answered with the credential of another person")
@@ -206,6 +210,31 @@ class ChainClient:
         if person.is_revoked:
             raise Denied("the credential of this key was revoked")
         return person.signed.credential
+
+    def agreed_person(self, key: bytes) -> Person:
+        """As `person`, but a quorum of nodes says the same, so that no few of them can hide a revocation or a newer credential.
+
+        `NotFound` if a quorum does not know the key, `Unavailable` while no quorum agrees: some may be behind for a moment.
+        """
+
+        def ask(url: str) -> bytes | None:
+            try:
+                return _encoded(checked(self._http.get(f"{url}/v1/identity/{key.hex()}", timeout=5)).json())
+            except NotFound:
+                return b""
+            except (httpx2.HTTPError, DiptychError, ValueError, KeyError, TypeError):
+                return None
+
+        with ThreadPoolExecutor(len(self._urls)) as pool:
+            said = Counter(answer for answer in pool.map(ask, self._urls) if answer is not None)
+        for answer, count in said.most_common(1):
+            if count >= self.genesis.quorum:
+                if not answer:
+                    raise NotFound(f"the key is not certified on the {self.genesis.kind} chain")
+                return self._checked_person(key, answer)
+        raise Unavailable(
+            f"no {self.genesis.quorum} nodes of the {self.genesis.kind} chain say the same about this key; try again"
+        )
 
     def access_log(self, record: bytes) -> list[Receipt]:
         receipts: list[Receipt] = []

@@ -18,6 +18,7 @@ from pydantic_settings import (
 from configs.files import read_text
 from crypto import schemes
 from crypto.errors import Malformed
+from crypto.split import MAX_ISSUERS
 from protocol.quorum import Mode
 
 Transport = Literal["libp2p", "tls"]
@@ -131,7 +132,8 @@ class AuthoritySettings(Settings):
 
 
 class NetworkSettings(Layered):
-    """The shape of a new network: how many nodes a chain, which quorum, how patient, which CP-ABE scheme."""
+    """The shape of a new network: how many nodes a chain, which quorum, how patient, which CP-ABE scheme, and how many authorities issue
+    its keys, `authority_threshold` of them together (by default a majority)."""
 
     storage: int = Field(default=4, ge=1, le=32)
     sharing: int = Field(default=4, ge=1, le=32)
@@ -140,3 +142,18 @@ class NetworkSettings(Layered):
     base_timeout_ms: int = Field(default=1000, ge=50, le=60_000)
     term_length: int = Field(default=64, ge=1, le=1024)
     scheme: schemes.Name = "fabeo"
+    authorities: int = Field(default=1, ge=1, le=MAX_ISSUERS)
+    authority_threshold: int | None = Field(default=None, ge=1, le=MAX_ISSUERS)
+
+    @model_validator(mode="after")
+    def _authorities_fit(self) -> Self:
+        if not (self.authorities == self.threshold == 1 or 2 <= self.threshold <= self.authorities):
+            raise ValueError("of several authorities, 2 to all are needed (authority_threshold); of one, 1")
+        if self.authorities > 1 and self.scheme != "fabeo":
+            raise ValueError("several authorities issue keys of the scheme fabeo together, of no other")
+        return self
+
+    @property
+    def threshold(self) -> int:
+        """How many authorities issue a key."""
+        return self.authority_threshold or self.authorities // 2 + 1

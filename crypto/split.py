@@ -36,8 +36,9 @@ JOINT_SUITE = "abe-joint"
 ISSUER_SUITE = "abe-issuer"
 MAX_ISSUERS = 32
 _WEIGHT_BYTES = 16
-_MAX_KEY = 16 << 10
+_MAX_KEY = 4 << 10
 """Bytes of one public or master key of any scheme."""
+MAX_JOINT_BYTES = MAX_ISSUERS * _MAX_KEY
 
 Number = Annotated[int, msgspec.Meta(ge=0, lt=MAX_ISSUERS)]
 """An authority's place among the n, from 0."""
@@ -56,9 +57,9 @@ class _Issuer(Wire, frozen=True):
     master: bytes
 
 
-_decode_joint = Decoder(_Joint, "a joint public key", MAX_ISSUERS * _MAX_KEY, JOINT_SUITE)
+_decode_joint = Decoder(_Joint, "a joint public key", MAX_JOINT_BYTES, JOINT_SUITE)
 _decode_issuer = Decoder(
-    _Issuer, "an authority's part of a master key", (MAX_ISSUERS + 1) * _MAX_KEY, ISSUER_SUITE
+    _Issuer, "an authority's part of a master key", MAX_JOINT_BYTES + (8 << 10), ISSUER_SUITE
 )
 
 

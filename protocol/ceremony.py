@@ -126,8 +126,8 @@ class Ceremony:
     def take(self, author: int, data: bytes) -> None:
         """Hear a member's word in this round; the same word again changes nothing.
 
-        `Malformed` for another round, `Unauthentic` if it is not this member's or does not hold, `Conflict` if it contradicts what was
-        heard: then the ceremony is over, and the sentence says who is at fault as far as one can know.
+        `Malformed` or `Unauthentic` if it is no word of this member for this round, whoever sent it. `Conflict` if it is, and wrong: then the
+        ceremony is over, and the sentence says who is at fault as far as one can know.
         """
         said = _decode_said(data)
         if (said.context, said.author) != (self._context, author):
@@ -149,7 +149,10 @@ class Ceremony:
         check = (self._check_hello, self._check_dealing, self._check_verdict, self._check_result)[
             said.round - 1
         ]
-        check(author, said.content)
+        try:
+            check(author, said.content)
+        except (Malformed, Unauthentic) as error:
+            raise Conflict(f"{self.names[author]} spoils round {said.round}: {error}") from None
         self._heard[said.round - 1][author] = said
 
     def outcome(self) -> IssuerKey:
@@ -189,10 +192,7 @@ class Ceremony:
     def _check_dealing(self, author: int, content: bytes) -> None:
         dealt = _decode_dealt(content)
         self._check_heard(author, dealt.heard, 1)
-        try:
-            self._run.check(author, dealt.dealing)
-        except (Malformed, Unauthentic) as error:
-            raise type(error)(f"{self.names[author]} deals what does not hold: {error}") from None
+        self._run.check(author, dealt.dealing)
 
     @cached_property
     def _dealings(self) -> dict[int, Dealing]:
@@ -223,7 +223,7 @@ class Ceremony:
         verdict = _decode_verdict(content)
         self._check_heard(author, verdict.heard, 2)
         if any(complaint.dealer >= len(self._keys) for complaint in verdict.complaints):
-            raise Malformed(f"{self.names[author]} complains of a member that there is not")
+            raise Malformed("it complains of a member that there is not")
 
     # --- round 4 ------------------------------------------------------------------------------------------------------
 
@@ -257,7 +257,7 @@ class Ceremony:
         shown = pairing_product([(G1_GENERATOR, G2.from_bytes(result.public))])
         expected = dkg.combined_key(self._dealings, self._weights).verification_key(author)
         if shown != pairing_product([(expected, G2_GENERATOR)]):
-            raise Unauthentic(f"the public key of {self.names[author]} is not that of its share")
+            raise Unauthentic("its public key is not that of its share")
 
     # --- what was heard -----------------------------------------------------------------------------------------------
 
@@ -270,7 +270,7 @@ class Ceremony:
     def _check_heard(self, author: int, theirs: Sequence[bytes], round_: int) -> None:
         ours = self._told(round_)
         if len(theirs) != len(ours):
-            raise Malformed(f"{self.names[author]} heard another number of members than there are")
+            raise Malformed("it heard another number of members than there are")
         if differing := [name for name, a, b in zip(self.names, theirs, ours, strict=True) if a != b]:
             raise Conflict(
                 f"{self.names[author]} heard another word of {differing[0]} in round {round_} than was said here: one of these "

@@ -209,7 +209,7 @@ def test_a_false_public_key_is_found():
     words = [member.say() for member in everybody]
     result = content_of(words[1], ceremony._decode_result)
     words[1] = forged(1, words[1], replace(result, public=(G2_GENERATOR * 5).to_bytes()))
-    with pytest.raises(Unauthentic, match="the public key of south is not that of its share"):
+    with pytest.raises(Conflict, match="south spoils round 4: its public key is not that of its share"):
         tell(everybody, words)
 
 
@@ -217,12 +217,12 @@ def test_a_dealing_that_proves_nothing_ends_the_ceremony_with_its_dealers_name()
     everybody = play(members(3, 2), until=1)
     words = [member.say() for member in everybody]
     copied = content_of(words[0], ceremony._decode_dealt)
-    with pytest.raises(Unauthentic, match="south deals what does not hold"):
+    with pytest.raises(Conflict, match="south spoils round 2: the dealer does not show"):
         everybody[0].take(1, forged(1, words[1], copied))
     short = replace(copied.dealing, pieces=copied.dealing.pieces[:2])
-    with pytest.raises(Malformed, match="south deals what does not hold"):
+    with pytest.raises(Conflict, match="south spoils round 2: a dealing has"):
         everybody[0].take(1, forged(1, words[1], replace(copied, dealing=short)))
-    with pytest.raises(Malformed, match="south heard another number"):
+    with pytest.raises(Conflict, match="south spoils round 2: it heard another number"):
         everybody[0].take(1, forged(1, words[1], replace(copied, heard=copied.heard[:2])))
 
 
