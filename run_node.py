@@ -14,21 +14,24 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
+import structlog
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from client import members
 from configs import passphrases
-from configs.files import load_network, read, read_key, write
+from configs.files import load_network, read, read_key, write, write_key
 from configs.logs import configure
 from configs.settings import AuthoritySettings, CloudSettings, NetworkSettings, NodeSettings, Settings
 from crypto.errors import Conflict, DiptychError, Malformed, NotFound
+from crypto.group import use
 from protocol.genesis import Genesis
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Diptych's daemons: **node**, **cloud**, **authority**; **devnet** runs all of them here; **demo** tells the story.",
 )
+app.add_typer(members.app, name="members")
 ConfigFile = Annotated[
     Path, typer.Option("--config", help="TOML file; DIPTYCH_… variables and flags override it.")
 ]
@@ -59,6 +63,8 @@ Scheme = Annotated[
     Literal["fabeo", "fame"] | None,
     typer.Option(help="Override the CP-ABE scheme: FABEO (fast), or FAME (standard assumption)."),
 ]
+NEXT_KEY = "consensus.next.key"
+"""Beside `consensus.key`: the key that takes over with the epoch that names it."""
 DEFAULT_SHAPE = bootstrap.ROOT / "configs" / "devnet.toml"
 console = Console(stderr=True)
 
@@ -66,6 +72,8 @@ console = Console(stderr=True)
 def _load(kind: type[S], config: Path, http_port: int | None) -> tuple[S, bytes | None]:
     settings = kind.load(config, http_port=http_port)
     configure(settings.log_level, settings.log_json)
+    if notice := use(settings.pairing).notice:
+        structlog.get_logger().warning(notice)
     return settings, passphrases.passphrase_from(settings.passphrase_command, settings.passphrase_fd)
 
 
@@ -90,17 +98,20 @@ def node(
     from crypto.seal import SealKey
 
     settings, passphrase = _load(NodeSettings, config, http_port)
-    network, chains = load_network(settings.network)
-    genesis, addresses = chains[settings.chain], network.chains[settings.chain]  # type: ignore[index]
-    key = signer_of(settings, "consensus.key", passphrase)
+    _, chains = load_network(settings.network)
+    genesis = chains[settings.chain]
+    keys = [signer_of(settings, "consensus.key", passphrase)]
+    if (settings.keys / NEXT_KEY).exists():
+        keys.append(SigningKey(read_key(settings.keys / NEXT_KEY, passphrase)))
     transport_seed = read_key(settings.keys / "network.key", passphrase)
     index_key = SealKey(read_key(settings.keys / "index.key", passphrase))
     member = next((m for m in genesis.members if m.name == settings.name), None)
-    if member is None:
+    if member is None and not genesis.admins:
         raise Malformed(
             f"{settings.name} is no member of the {settings.chain} chain; its genesis names the members"
         )
-    if member.key != key.public or genesis.index_key != index_key.public:
+    is_first = member is None or member.key in [key.public for key in keys]
+    if not (is_first or genesis.admins) or genesis.index_key != index_key.public:
         raise Conflict(f"the keys in {settings.keys} are not those of {settings.name} in the genesis")
     if check:
         return _checked(config)
@@ -109,42 +120,45 @@ def node(
     from node.api import create_app
     from node.daemon import Node
     from node.net import Net, Peer
-    from protocol.network import split_host_port
+    from protocol.network import NodeAddress
 
-    peers = [
-        Peer(m.name, m.identity, *split_host_port(addresses.nodes[m.name].p2p))
-        for m in genesis.members
-        if m is not member
-    ]
     if settings.transport == "libp2p":
         from node.p2p import P2PNet  # here, as its import alone costs half a second and 60 MB
 
-        transport: Callable[..., Net] = P2PNet
+        make_net: Callable[..., Net] = P2PNet
     else:
         from node.tls import TlsNet
 
-        transport = TlsNet
-    net = transport(
-        me=member.name,
-        chain_id=genesis.chain_id,
-        identity_seed=transport_seed,
-        listen_host=settings.p2p_host,
-        listen_port=settings.p2p_port,
-        peers=peers,
-    )
-    chaos_net = None
+        make_net = TlsNet
+    faults = None
     if settings.chaos:
         from node.chaos import ChaosNet, Faults, admin
 
-        net = chaos_net = ChaosNet(net, Faults(member.name))
+        faults = Faults(settings.name)
+
+    def transport(peers: Sequence[Peer]) -> Net:
+        net = make_net(
+            me=settings.name,
+            chain_id=genesis.chain_id,
+            identity_seed=transport_seed,
+            listen_host=settings.p2p_host,
+            listen_port=settings.p2p_port,
+            peers=peers,
+        )
+        return ChaosNet(net, faults) if faults else net
+
+    def addresses() -> Mapping[str, NodeAddress]:
+        return load_network(settings.network)[0].chains[settings.chain].nodes  # type: ignore[index]
 
     async def main() -> None:
         marker = settings.keys / "consensus.journal"
-        running = Node(genesis, key, index_key, net, settings.data, marker, rejoin)
+        running = Node(
+            genesis, settings.name, keys, index_key, transport, addresses, settings.data, marker, rejoin
+        )
         try:
             web = create_app(running)
-            if chaos_net:
-                web.router.routes.append(admin(running, chaos_net, key))
+            if faults:
+                web.router.routes.append(admin(running, faults, keys[0]))
             await running.start()
             server = asyncio.create_task(serve(web, settings.http_host, settings.http_port))
             failure = asyncio.create_task(running.wait())
@@ -232,9 +246,11 @@ def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) 
     """
     from cloudstub.server import CloudConfig, Limits, create_app
     from cloudstub.store import Quota
+    from configs.members import Members
     from configs.metrics import instrument
     from configs.signer import signer_of
     from configs.web import serve
+    from protocol.block import Committee
 
     settings, passphrase = _load(CloudSettings, config, http_port)
     network, chains = load_network(settings.network)
@@ -243,7 +259,7 @@ def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) 
         raise Conflict(f"the key in {settings.keys} is not the cloud's key in the network file")
     if check:
         return _checked(config)
-    members = {g.chain_id: (g.keys, g.quorum) for g in chains.values()}
+    members = {g.chain_id: Members(Committee(g), network.chains[g.kind].nodes).now for g in chains.values()}
     limits = Limits(quota=Quota(max_bytes=settings.quota_bytes, max_blobs=settings.quota_blobs))
     authority = bytes.fromhex(network.authority.key)
     cloud_app = create_app(CloudConfig(settings.data, key, authority, members, limits=limits))
@@ -464,6 +480,54 @@ def devnet(
                 time.sleep(0.5)
         console.print("stopping …")
     console.print("all daemons have stopped")
+
+
+@app.command("new-node")
+def new_node(
+    network: Annotated[Path, typer.Option(help="The network file; the node's address is added to it.")],
+    chain: Annotated[Literal["storage", "sharing"], typer.Option(help="Of which chain.")],
+    name: Annotated[str, typer.Option(help="The member name, which no other has.")],
+    p2p: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the other nodes reach it.")],
+    http: Annotated[str, typer.Option(metavar="URL", help="Where clients reach it.")],
+    folder: Annotated[Path, typer.Option("--dir", help="A new folder for its keys, config and data.")],
+) -> None:
+    """Make the keys and the config of a node that is to become a member; `members change --put DIR/member.toml` then adds it.
+
+    Example: `python3 run_node.py new-node --network devnet/network.toml --chain storage --name storage-5 --p2p 127.0.0.1:7005
+    --http http://127.0.0.1:8005 --dir devnet/storage-5`
+    """
+    from client.members import member_to_toml
+    from node.devnet import make_node
+
+    member = make_node(network.absolute(), chain, name, p2p, http, folder.absolute())
+    write(folder / "member.toml", member_to_toml(member).encode(), mode=0o644)
+    _said(
+        f"made {folder}; its address is in {network}, and must be added to the network files of the other nodes too"
+    )
+
+
+@app.command("rotate-key")
+def rotate_key(config: ConfigFile) -> None:
+    """Make a new consensus key for a node. It waits until `members change --put FILE` names it; the node then takes it by itself.
+
+    Example: `python3 run_node.py rotate-key --config devnet/storage-1/config.toml`
+    """
+    from client.members import member_to_toml
+    from crypto.sign import SigningKey
+    from node.devnet import identity_in
+    from protocol.genesis import Member
+
+    settings, passphrase = _load(NodeSettings, config, None)
+    key, waiting = SigningKey.generate(), settings.keys / NEXT_KEY
+    if waiting.exists():
+        raise Conflict(
+            f"{waiting} waits for its epoch already; once `members show` lists it, move it to consensus.key"
+        )
+    write_key(waiting, key.seed, passphrase)
+    member = Member(settings.name, key.public, identity_in(settings.keys, passphrase))
+    file = settings.keys.parent / "member.toml"
+    write(file, member_to_toml(member).encode(), mode=0o644, replace=True)
+    _said(f"made {waiting}; restart the node, then have the admins put {file}")
 
 
 @app.command()

@@ -70,23 +70,28 @@ class Line:
         return "met by the minimum only" if self.ours.minimum <= self.goal else "missed"
 
 
-def measure(operation: Callable[[], object], unit: Unit = "ms", seconds: float = 1.0) -> Sample:
-    """CPU time of `operation`, repeated for about `seconds` and at least five times after a warm-up.
+def measure(
+    operation: Callable[[], object],
+    unit: Unit = "ms",
+    seconds: float = 1.0,
+    clock: Callable[[], float] = time.thread_time,
+) -> Sample:
+    """Time of `operation` by `clock`, repeated for about `seconds` and at least five times after a warm-up.
 
     An operation below 20 us is repeated within each sample, so that reading the clock does not count.
     """
     operation()
-    began = time.thread_time()
+    began = clock()
     operation()
-    once = max(time.thread_time() - began, 1e-7)
+    once = max(clock() - began, 1e-7)
     inner = max(1, round(20e-6 / once))
     runs = min(max(5, int(seconds / (once * inner))), 20_000)
     times = []
     for _ in range(runs):
-        began = time.thread_time()
+        began = clock()
         for _ in range(inner):
             operation()
-        times.append((time.thread_time() - began) / inner * SCALES[unit])
+        times.append((clock() - began) / inner * SCALES[unit])
     return Sample(min(times), statistics.median(times), runs * inner)
 
 

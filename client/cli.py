@@ -31,8 +31,9 @@ from client.reader import Reader
 from client.session import Session
 from configs import passphrases
 from configs.files import read, read_text, write
+from configs.settings import Pairing
 from configs.signer import CommandCesSigner, CommandSigner
-from crypto import ces, guardians
+from crypto import ces, group, guardians
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from protocol.contract import Receipt
@@ -154,6 +155,10 @@ def _options(
         str | None,
         typer.Option(envvar="DIPTYCH_CES_SIGNER_COMMAND", help="The same for a doctor's record-signing key."),
     ] = None,
+    pairing: Annotated[
+        Pairing | None,
+        typer.Option(envvar="DIPTYCH_PAIRING", help="Prefer this pairing library to the fastest."),
+    ] = None,
 ) -> None:
     global _context
     _context = _Context(
@@ -165,6 +170,8 @@ def _options(
         signer_command,
         ces_signer_command,
     )
+    if notice := (group.use(pairing) if pairing else group.chosen()).notice:
+        _context.console.print(notice, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -634,7 +641,7 @@ def chain_status(
     with _context.open() as session:
         found = session.on_chains(lambda kind: session.chains[kind].status())
     said = (
-        [diagnose(c.genesis, nodes) for c, nodes in zip(session.chains.values(), found, strict=True)]
+        [diagnose(c.committee, nodes) for c, nodes in zip(session.chains.values(), found, strict=True)]
         if verbose
         else []
     )

@@ -24,6 +24,9 @@ from protocol.quorum import Mode
 Transport = Literal["libp2p", "tls"]
 """What carries a chain's messages: py-libp2p, or mutual TLS 1.3. All nodes of a chain use the same."""
 
+Pairing = Literal["mcl", "mcl-plain", "arkworks"]
+"""The library that computes pairings (`crypto.group`)."""
+
 
 class Layered(BaseSettings):
     """Values from flags, environment and a TOML file, in this order."""
@@ -79,7 +82,8 @@ class _RelativePaths(TomlConfigSettingsSource):
 
 class Settings(Layered):
     """Common to all daemons: the listening HTTP address, the network file, the folders of keys and data, where the passphrase of the key
-    files comes from, and the command that signs in place of a signing key there (`configs.signer`)."""
+    files comes from, the command that signs in place of a signing key there (`configs.signer`), and the pairing library to be preferred to
+    the fastest."""
 
     network: Path
     keys: Path
@@ -91,6 +95,7 @@ class Settings(Layered):
     signer_command: str | None = None
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     log_json: bool = False
+    pairing: Pairing | None = None
 
     @field_validator("network", "keys", "data")
     @classmethod

@@ -132,7 +132,11 @@ class AttributeKey(ABC):
     def reveal(
         self, policy: Policy, weights: dict[int, int], seeds: Sequence[bytes], rows: Sequence[bytes]
     ) -> GT:
-        """The hidden element, from the rows that `weights` name; points that are not needed are not even decoded."""
+        """The hidden element, from the rows that `weights` name; points that are not needed are not even decoded.
+
+        Points may be decoded as `from_bytes_to_compare` does: the caller compares the whole header with one of its
+        own making before it lets out anything that depends on the element.
+        """
 
     def __repr__(self) -> str:
         return f"AttributeKey({self.suite}, <{len(self.attributes)} attributes>)"

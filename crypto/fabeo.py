@@ -132,8 +132,11 @@ class AttributeKey(abe.AttributeKey):
         )
         return pairing_product(
             [
-                (self._base, G2.from_bytes(seeds[0])),
-                *((weighted_sum(points), G2.from_bytes(seeds[j])) for j, points in by_occurrence.items()),
+                (self._base, G2.from_bytes_to_compare(seeds[0])),
+                *(
+                    (weighted_sum(points), G2.from_bytes_to_compare(seeds[j]))
+                    for j, points in by_occurrence.items()
+                ),
                 (-blinded, self._randomizer),
             ]
         )

@@ -162,7 +162,7 @@ class AttributeKey(abe.AttributeKey):
                 own.append((self._points[policy.leaves[leaf]][3 * (used[leaf] - 1) + i], weight))
                 others.append((G1.from_bytes_to_compare(rows[3 * leaf + i]), weight))
             pairs += [
-                (weighted_sum(own), G2.from_bytes(seeds[i])),
+                (weighted_sum(own), G2.from_bytes_to_compare(seeds[i])),
                 (-weighted_sum(others), self._seeds[i]),
             ]
         return pairing_product(pairs)

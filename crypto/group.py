@@ -309,6 +309,19 @@ class Choice:
     name: str
     refused: tuple[str, ...]
 
+    @property
+    def notice(self) -> str | None:
+        """What an operator should read, if anything."""
+        if not self.refused:
+            return None
+        return (
+            f"pairings are computed by {self.name}: better libraries failed their self-test "
+            f"({'; '.join(self.refused)}); install the locked requirements again"
+        )
+
+
+_choice: Choice
+
 
 def use(name: str | None = None) -> Choice:
     """Compute with the library of this name, or the fastest, if it passes its self-test; else with the next that does.
@@ -318,6 +331,7 @@ def use(name: str | None = None) -> Choice:
     """
     if name is not None and name not in BACKENDS:
         raise Malformed(f"there is no pairing library {name!r}; choose one of {', '.join(BACKENDS)}")
+    global _choice
     refused = []
     for candidate in sorted(BACKENDS, key=lambda known: known != name):
         try:
@@ -331,10 +345,16 @@ def use(name: str | None = None) -> Choice:
         G2_GENERATOR._become_base(backend.g2.generator)
         gt_generator.cache_clear()
         hash_name.cache_clear()
-        return Choice(candidate, tuple(refused))
+        _choice = Choice(candidate, tuple(refused))
+        return _choice
     raise Unavailable(
         f"no pairing library passes its self-test ({'; '.join(refused)}); install the locked requirements again"
     )
+
+
+def chosen() -> Choice:
+    """What the last `use` decided."""
+    return _choice
 
 
 use()

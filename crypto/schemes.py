@@ -1,8 +1,10 @@
 """Which CP-ABE schemes there are, and keys whose scheme is named by their bytes.
 
-The authority chooses when it makes its master key; whatever comes from that key names the scheme.
+The authority chooses when it makes its master key; whatever comes from that key names the scheme. A process uses few
+keys again and again, so the last ones stay decoded, with the tables that they have earned.
 """
 
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from crypto import fabeo, fame
@@ -29,11 +31,13 @@ def read_master(data: bytes) -> MasterKey:
     return _of(data).master.from_bytes(data)
 
 
+@lru_cache(maxsize=4)
 def read_public(data: bytes) -> PublicKey:
     """The public key of any scheme, or `Malformed`. It is not authenticated."""
     return _of(data).public.from_bytes(data)
 
 
+@lru_cache(maxsize=4)
 def read_attributes(data: bytes) -> AttributeKey:
     """The attribute key of any scheme, or `Malformed`."""
     return _of(data).attributes.from_bytes(data)

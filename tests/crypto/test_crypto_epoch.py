@@ -23,10 +23,12 @@ def ms(day: date) -> int:
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)
 
 
-def test_the_week_of_a_time_is_the_iso_week_of_its_day_in_utc():
-    for offset in range((last - first).days):
-        day = first + timedelta(offset)
-        assert epoch.week_at(ms(day)) == epoch.week_at(ms(day) + 86_399_999) == iso(day)
+def test_the_week_of_a_time_is_the_iso_week_in_utc_from_its_first_to_its_last_millisecond():
+    for offset in range(0, (last - first).days, 7):
+        monday, sunday = first + timedelta(offset), first + timedelta(offset + 6)
+        assert (
+            epoch.week_at(ms(monday)) == epoch.week_at(ms(sunday) + 86_399_999) == iso(monday) == iso(sunday)
+        )
 
 
 @pytest.mark.parametrize("time_ms", [0, -1, ms(first) - 1, ms(date(2098, 1, 6))])
@@ -47,7 +49,7 @@ def test_a_week_is_met_by_that_week_and_later_ones_through_exactly_one_part(aske
 
 
 def test_every_week_that_there_is_can_be_named_and_no_other():
-    good = {iso(first + timedelta(offset)) for offset in range((last - first).days)}
+    good = {iso(first + timedelta(offset)) for offset in range(0, (last - first).days, 7)}
     for year in (*range(2018, 2031), 2096, 2097, 2098):
         for week in range(56):
             text = f"{year}w{week:02}"

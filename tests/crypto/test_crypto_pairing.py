@@ -399,6 +399,7 @@ def test_every_library_passes_its_self_test_and_can_be_chosen(name):
 
 def test_the_fastest_library_is_chosen_and_an_unknown_one_refused_by_name():
     assert group.use() == group.Choice("mcl", ())
+    assert group.use().notice is None
     with pytest.raises(Malformed, match=r"pbc.*mcl, mcl-plain, arkworks"):
         group.use("pbc")
 
@@ -493,6 +494,8 @@ def test_a_library_that_computes_wrongly_is_refused_and_the_next_one_taken(
         assert chosen.name == "mcl-plain"
         [notice] = chosen.refused
         assert notice.startswith("mcl: ")
+        assert group.chosen() == chosen
+        assert notice in chosen.notice
         assert group.G1_GENERATOR.to_bytes() == pairing.G1_GENERATOR
     finally:
         monkeypatch.undo()

@@ -13,6 +13,7 @@ from client.authority import Authority
 from client.fhir import load_bundle, tokens_equal
 from client.story import Story
 from configs.settings import AuthoritySettings, NetworkSettings
+from crypto.schemes import read_public
 from node.devnet import Supervisor, make
 
 
@@ -66,4 +67,4 @@ def test_the_story_holds_with_fame_as_the_scheme(tmp_path: Path):
             data = load_bundle(SAMPLES[0])
             assert tokens_equal(story.tell(data, kill=False).exported, data)
             info = httpx2.get(f"{supervisor.daemons['authority'].url}/v1/info", trust_env=False).json()
-    assert info["abe_public"].startswith(b"\x93\xb0fame-bls12381-fo".hex())
+    assert read_public(bytes.fromhex(info["abe_public"])).suite == "fame-bls12381-fo"
