@@ -23,7 +23,7 @@ from client import audit
 from client.diagnosis import diagnose
 from client.doctor import Doctor
 from client.enrolment import Invite
-from client.fhir import join, load_bundle, load_profile
+from client.fhir import group_of, join, load_bundle, load_profile
 from client.guardians import QrKind, qr, read_share, write_sheets
 from client.home import Home, Outside
 from client.patient import Patient, StoredRecord
@@ -33,7 +33,7 @@ from configs import passphrases
 from configs.files import read, read_text, write
 from configs.settings import Pairing
 from configs.signer import CommandCesSigner, CommandSigner
-from crypto import ces, group, guardians
+from crypto import ceas, ces, group, guardians
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from protocol.contract import Receipt
@@ -385,19 +385,27 @@ def record_import(
     ],
     patient: Key,
     profile: Annotated[
-        str, typer.Option(help="How the bundle is cut into parts: safe, paper, or a TOML file.")
+        str, typer.Option(help="How the bundle is cut into parts: safe, fine, paper, or a TOML file.")
     ] = "safe",
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which parts may be shown without which: 'together(m6, m7)', 'never(m8)', 'least(2, m5, m6, m7)', "
+            "'if(m6, any(m7, m8))'; repeatable."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the package for the patient goes; RECORD.diptych by default.")
     ] = None,
 ) -> None:
     """Doctor: slice, group and sign a bundle; attest it on both chains; write the package that the patient stores.
 
-    Example: `diptych record import patient.json --patient 5c1f…`
+    Examples: `diptych record import patient.json --patient 5c1f…` ·
+    `diptych record import patient.json --patient 5c1f… --profile fine --rule 'together(m6, m7)'`
     """
-    key, data, rules = _hex(patient, 32, "the patient's key"), load_bundle(bundle), load_profile(profile)
+    key, data, cut = _hex(patient, 32, "the patient's key"), load_bundle(bundle), load_profile(profile)
     with _context.open() as session:
-        record, package, parts = Doctor(session).sign(data, key, rules)
+        record, package, parts = Doctor(session).sign(data, key, cut, rule or ())
     path = out or Path(f"{record.hex()}.diptych")
     write(path, package)
     listed = [{"part": p.label, "title": p.title, "access": p.access, "bytes": len(p.content)} for p in parts]
@@ -439,13 +447,13 @@ def record_store(
         patient = Patient(session)
         stored = patient.receive(read(package, 200 << 20))
         header = stored.header
-        rules = load_profile(profile or header.profile)
-        usual = {g.label: g.access for g in (*rules.groups, *rules.derived)}
-        if unknown := set(moved) - set(header.labels):
-            raise NotFound(
-                f"the record has no part {min(unknown)!r}; its parts are {', '.join(header.labels)}"
-            )
-        classes = {label: moved.get(label, usual.get(label, "private")) for label in header.labels}
+        for name in moved:
+            stored.indices_of(name)  # refuses a part that there is not
+        usual = load_profile(profile or header.profile)
+        classes = {
+            label: moved.get(label) or moved.get(group_of(label)) or usual.access_of(label)
+            for label in stored.labels
+        }
         stored = patient.store(header.record, classes, policies, _purposes(purpose))
         _show_stored(stored)
 
@@ -461,7 +469,7 @@ def record_list() -> None:
             "record": s.header.record.hex(),
             "version": s.version,
             "signed": _time(s.header.created_ms),
-            "parts": len(s.header.labels),
+            "parts": s.header.count,
             "profile": s.header.profile,
         }
         for s in stored
@@ -485,7 +493,7 @@ def record_move(
     ],
     policy: Annotated[str | None, typer.Option(help="The policy, if the class is new.")] = None,
 ) -> None:
-    """Patient: move a part between private and shared by re-encrypting keys alone.
+    """Patient: move a part, or all parts of a group, between private and shared by re-encrypting keys alone.
 
     Whoever could read the part before may have kept it: moving it away keeps new readers out, not old ones.
 
@@ -614,7 +622,7 @@ def record_export(
     with _context.open() as session:
         if session.home.has(f"record-{record}"):
             stored = Patient(session).load(_record(record))
-            bundle = join(dict(zip(stored.header.labels, stored.record.messages, strict=True)))
+            bundle = join({part.label: part.content for part in stored.record.parts})
         else:
             bundle = Reader(session).open(_record(record), "storage").bundle()
     if out:
@@ -817,18 +825,27 @@ def _receipt(receipt: Receipt) -> dict[str, Any]:
 
 
 def _show_stored(stored: StoredRecord) -> None:
-    header = stored.header
+    header, labels = stored.header, stored.labels
     rows = [
         {"part": label, "access": part.access, "ciphertext": part.blob.hash.hex(), "bytes": part.blob.size}
-        for label, part in zip(header.labels, stored.parts, strict=bool(stored.parts))
+        for label, part in zip(labels, stored.parts, strict=bool(stored.parts))
     ]
     policies = dict(stored.policies)
-    data = {"record": header.record.hex(), "version": stored.version, "policies": policies, "parts": rows}
+    rules = [ceas.text(rule, header.count, labels.__getitem__) for rule in header.rules]
+    data = {
+        "record": header.record.hex(),
+        "version": stored.version,
+        "policies": policies,
+        "rules": rules,
+        "parts": rows,
+    }
 
     def human(console: Console) -> None:
         console.print(_table(rows, "part", "access", "ciphertext", "bytes"))
         for name, policy in policies.items():
             console.print(f"{name:8} {policy}")
+        for rule in rules:
+            console.print(f"rule     {rule}", markup=False)
         console.print(
             f"record   {header.record.hex()}  version {stored.version}"
             + ("" if stored.version else " (not stored yet)")

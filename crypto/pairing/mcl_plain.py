@@ -67,11 +67,7 @@ class _Curve:
         point = self._kind.deserialize(x[::-1])
         if point.is_zero():
             raise ValueError("the identity in another encoding")
-        if _has_larger_y(point) != bool(data[0] & LARGER_Y):
-            point = -point
-        if self._encode(point) != data:
-            raise ValueError("not canonical")
-        return point
+        return point if _has_larger_y(point) == bool(data[0] & LARGER_Y) else -point
 
 
 def _has_larger_y(point: Any) -> bool:

@@ -93,9 +93,9 @@ def test_a_signer_restricted_to_a_purpose_signs_nothing_else_and_nothing_foreign
 def test_a_doctor_signs_records_with_a_key_that_is_elsewhere(tmp_path: Path, connect, suite):
     signer.make_key(tmp_path / "ces.key", suite, None)
     remote = connect(f"{SIGNER} {shlex.quote(str(tmp_path / 'ces.key'))}", CommandCesSigner)
-    header = ces.Header(remote.suite, bytes(16), bytes(32), bytes(32), 0, ("m1", "m2"), "safe", ())
-    signature = ces.sign(header, (b"one", b"two"), remote)
-    ces.verify_full(signature, (b"one", b"two"), suite, remote.public)
+    parts, about = (b"one", b"two"), {"record": bytes(16), "patient": bytes(32), "doctor": bytes(32)}
+    signature = ces.sign(parts, remote, **about, created_ms=0, profile="safe")
+    ces.verify_full(signature, parts, suite, remote.public)
     with pytest.raises(Malformed, match=f"suite '{suite}'; this needs ed25519"):
         connect(f"{SIGNER} {shlex.quote(str(tmp_path / 'ces.key'))}")
 
