@@ -344,7 +344,7 @@ def guardians_recover(
     """Bring your keys back from guardians' shares, into a copy of your home or, with --network, into a new one.
 
     A copy (without its master.key, or with a forgotten passphrase) gets its key back and has all your records. A new home has your
-    identity again; have it certified with `diptych init`, and ask your doctors for the records.
+    identity again: `diptych renew` fetches what is certified, or `diptych init` with a new invitation; ask your doctors for the records.
 
     Examples: `diptych --home ~/alice guardians recover share-1.txt share-3.txt --passphrase` ·
     `diptych --home ~/alice guardians recover share-1.txt share-3.txt --network network.toml`
@@ -370,7 +370,9 @@ def guardians_recover(
         if altered:
             console.print(f"altered since the split and left out: {', '.join(altered)}", markup=False)
         if network:
-            console.print("have the key certified again with: diptych init --invite …")
+            console.print(
+                "fetch your credential and attribute key with: diptych renew (doctors: diptych init --invite …)"
+            )
 
     _context.show(data, human)
 
