@@ -6,11 +6,14 @@ altered ones are found. (A digest of the secret alone would not do: two guardian
 secret still comes out, and honest ones look altered.) A share says which set it belongs to, how many are needed, its
 own number and a label; of the secret it says nothing. Whoever gathers `needed` of them holds the secret.
 
-Printed form: the mark `DIPTYCH-SHARE-1`, which names this format, then groups of five characters of Crockford's base32
-(no I, L, O, U; case and those look-alikes do not matter). Four characters of a group carry 20 bits, the fifth is a
-check over GF(32) that covers the group's place too: one wrong character or two exchanged ones are always found in
-their own group, a group that is missing, doubled or moved from its place on. Behind the groups stands a checksum of
-the whole. It all guards against mistakes; against malice there is the digest in the secret.
+In bytes a share is the set id (5), how many are needed, how many there are, its number (1 each), the share of the
+secret (32) and of the digest (8), the label (UTF-8), and a checksum: the first 4 bytes of SHA-256 over
+`diptych/1/guardian-share` 00 and all before. Printed, it is the mark `DIPTYCH-SHARE-1`, which names this format, and
+these bytes, filled up with zero bits, in groups of five characters of Crockford's base32 (no I, L, O, U; case and those
+look-alikes do not matter). Four characters of a group carry 20 bits, fewer in the last one. The fifth is a check over
+GF(32), of x^5 + x^2 + 1: the group's place from 0, plus x times the first character, x^2 times the second, and so on.
+So one wrong character or two exchanged ones are always found in their own group; a group that is missing, doubled or
+moved, from its place on. All that guards against mistakes; against malice there is the digest.
 """
 
 import hashlib
