@@ -144,7 +144,7 @@ class Issuer:
             write_key(self._holder_file, HolderKey.generate().to_bytes(), self._passphrase)
         holder = HolderKey.from_bytes(read_key(self._holder_file, self._passphrase))
         members = [(name, bytes.fromhex(service.key)) for name, service in self._network.issuers]
-        purpose = encode([genesis.hash for genesis in self._genesis])
+        purpose = encode(sorted(genesis.hash for genesis in self._genesis))
         ceremony = Ceremony(
             purpose, members, self._network.authority_threshold, self._key, holder, os.urandom
         )
@@ -153,11 +153,13 @@ class Issuer:
             while ceremony.round <= ROUNDS:
                 if ceremony.me in ceremony.missing:
                     ceremony.take(ceremony.me, self._own_word(ceremony))
-                round_ = ceremony.round
-                for member in ceremony.missing if round_ <= ROUNDS else []:
+                round_, missing = ceremony.round, ceremony.missing
+                for member in missing:
+                    if self._stop.is_set():
+                        return None
                     self._hear(http, ceremony, member, round_)
-                if ceremony.round == round_ and self._stop.wait(PAUSE_S):
-                    return None
+                if ceremony.round == round_:
+                    self._stop.wait(PAUSE_S)
         made = ceremony.outcome()
         write_key(self._file, made.to_bytes(), self._passphrase)
         self._holder_file.unlink()  # who has it opens the pieces anew; the words stay for those who are behind

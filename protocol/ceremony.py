@@ -114,8 +114,9 @@ class Ceremony:
 
     @property
     def missing(self) -> list[int]:
-        """Who has not spoken in this round."""
-        return [m for m in range(len(self._keys)) if m not in self._heard[self.round - 1]]
+        """Who has not spoken in this round; nobody at the end."""
+        heard = self._heard[min(self.round, ROUNDS) - 1]
+        return [m for m in range(len(self._keys)) if m not in heard]
 
     def say(self) -> bytes:
         """The own word in this round, to be written down, taken by oneself, and told. Raises as `take`."""
