@@ -23,19 +23,18 @@ from client import audit
 from client.diagnosis import diagnose
 from client.doctor import Doctor
 from client.enrolment import Invite
-from client.fhir import join, load_bundle, load_profile
+from client.fhir import group_of, join, load_bundle, load_profile
 from client.home import Home
 from client.patient import Patient, StoredRecord
 from client.reader import Reader
 from client.session import Session
 from configs.files import passphrase_from, read, read_text, write
 from configs.settings import Pairing
-from crypto import ces, group
+from crypto import ceas, ces, group
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from protocol.contract import Receipt
-from protocol.evidence import Evidence
-from protocol.genesis import Genesis, from_toml
+from protocol.genesis import from_toml
 from protocol.identity import ChainKind, Purpose
 
 EXIT_CODES: dict[type[DiptychError], int] = {
@@ -47,6 +46,7 @@ EXIT_CODES: dict[type[DiptychError], int] = {
     Conflict: 8,
 }
 FORK = 9
+CONVICTION = ("member", "epoch", "kind", "signed", "block", "and", "other block")
 DEFAULT_HOME = Path("~/.diptych")
 DEFAULT_POLICIES = {
     "private": "role:doctor or role:government",
@@ -209,19 +209,27 @@ def record_import(
     ],
     patient: Key,
     profile: Annotated[
-        str, typer.Option(help="How the bundle is cut into parts: safe, paper, or a TOML file.")
+        str, typer.Option(help="How the bundle is cut into parts: safe, fine, paper, or a TOML file.")
     ] = "safe",
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which parts may be shown without which: 'together(m6, m7)', 'never(m8)', 'least(2, m5, m6, m7)', "
+            "'if(m6, any(m7, m8))'; repeatable."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the package for the patient goes; RECORD.diptych by default.")
     ] = None,
 ) -> None:
     """Doctor: slice, group and sign a bundle; attest it on both chains; write the package that the patient stores.
 
-    Example: `diptych record import patient.json --patient 5c1f…`
+    Examples: `diptych record import patient.json --patient 5c1f…` ·
+    `diptych record import patient.json --patient 5c1f… --profile fine --rule 'together(m6, m7)'`
     """
-    key, data, rules = _hex(patient, 32, "the patient's key"), load_bundle(bundle), load_profile(profile)
+    key, data, cut = _hex(patient, 32, "the patient's key"), load_bundle(bundle), load_profile(profile)
     with _context.open() as session:
-        record, package, parts = Doctor(session).sign(data, key, rules)
+        record, package, parts = Doctor(session).sign(data, key, cut, rule or ())
     path = out or Path(f"{record.hex()}.diptych")
     write(path, package)
     listed = [{"part": p.label, "title": p.title, "access": p.access, "bytes": len(p.content)} for p in parts]
@@ -263,13 +271,13 @@ def record_store(
         patient = Patient(session)
         stored = patient.receive(read(package, 200 << 20))
         header = stored.header
-        rules = load_profile(profile or header.profile)
-        usual = {g.label: g.access for g in (*rules.groups, *rules.derived)}
-        if unknown := set(moved) - set(header.labels):
-            raise NotFound(
-                f"the record has no part {min(unknown)!r}; its parts are {', '.join(header.labels)}"
-            )
-        classes = {label: moved.get(label, usual.get(label, "private")) for label in header.labels}
+        for name in moved:
+            stored.indices_of(name)  # refuses a part that there is not
+        usual = load_profile(profile or header.profile)
+        classes = {
+            label: moved.get(label) or moved.get(group_of(label)) or usual.access_of(label)
+            for label in stored.labels
+        }
         stored = patient.store(header.record, classes, policies, _purposes(purpose))
         _show_stored(stored)
 
@@ -285,7 +293,7 @@ def record_list() -> None:
             "record": s.header.record.hex(),
             "version": s.version,
             "signed": _time(s.header.created_ms),
-            "parts": len(s.header.labels),
+            "parts": s.header.count,
             "profile": s.header.profile,
         }
         for s in stored
@@ -309,7 +317,7 @@ def record_move(
     ],
     policy: Annotated[str | None, typer.Option(help="The policy, if the class is new.")] = None,
 ) -> None:
-    """Patient: move a part between private and shared by re-encrypting keys alone.
+    """Patient: move a part, or all parts of a group, between private and shared by re-encrypting keys alone.
 
     Whoever could read the part before may have kept it: moving it away keeps new readers out, not old ones.
 
@@ -438,7 +446,7 @@ def record_export(
     with _context.open() as session:
         if session.home.has(f"record-{record}"):
             stored = Patient(session).load(_record(record))
-            bundle = join(dict(zip(stored.header.labels, stored.record.messages, strict=True)))
+            bundle = join({part.label: part.content for part in stored.record.parts})
         else:
             bundle = Reader(session).open(_record(record), "storage").bundle()
     if out:
@@ -528,7 +536,7 @@ def chain_tx(
 def audit_databases(
     databases: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="DB_A DB_B", help="consensus.db of two nodes, or copies of them."),
+        typer.Argument(metavar="DB_A DB_B [DB_C…]", help="consensus.db of two or more nodes, or copies."),
     ] = None,
     genesis: Annotated[Path, typer.Option(help="The chain's genesis file.")] = ...,  # type: ignore[assignment]
     out: Annotated[
@@ -538,9 +546,10 @@ def audit_databases(
         Path | None, typer.Option(help="Check such a file instead of comparing databases.")
     ] = None,
 ) -> None:
-    """Compare two nodes' consensus databases offline: one history, or a fork, and whose signatures prove who made it.
+    """Compare nodes' consensus databases offline: one history, or a fork, and whose signatures prove who made it.
 
-    Ends with exit code 0 for one history and 9 for a fork. The evidence convinces anyone who has the genesis.
+    A node that has fetched blocks from others lacks some of their certificates: name more databases if two do not show who made a
+    fork. Ends with exit code 0 for one history and 9 for a fork. The evidence convinces anyone who has the genesis.
 
     Examples: `diptych audit a/consensus.db b/consensus.db --genesis genesis-storage.toml --out evidence.bin` ·
     `diptych audit --verify evidence.bin --genesis genesis-storage.toml`
@@ -549,45 +558,53 @@ def audit_databases(
     if verify:
         if databases or out:
             raise Malformed("--verify checks a file alone; leave the databases and --out away")
-        rows = _pairs_shown(audit.verify(read(verify, audit.MAX_FILE), chain), chain)
-        _context.show(rows, lambda c: c.print(_table(rows, *rows[0])))
+        rows = _convictions_shown(audit.verify(read(verify, audit.MAX_FILE), chain))
+        _context.show(rows, lambda c: c.print(_table(rows, *CONVICTION)))
         return
-    if len(databases or []) != 2:
-        raise Malformed("name the two databases to compare, or --verify FILE")
-    report = audit.audit(databases[0], databases[1], chain)  # type: ignore[index]
-    rows = _pairs_shown(report.pairs, chain)
+    if not databases or len(databases) < 2:
+        raise Malformed("name two or more databases to compare, or --verify FILE")
+    report = audit.audit(databases, chain)
+    rows = _convictions_shown(report.convictions)
     if out and rows:
         write(out, encode(audit.evidence_file(report, chain)))
-    verdict = (
-        f"one history: proved up to heights {report.heights[0]} and {report.heights[1]}"
-        if report.fork is None
-        else f"FORK at height {report.fork}: both histories are certified"
-    )
-    if report.fork is not None and not rows:
-        verdict += "; these two databases lack the certificates that name the members who made it: audit those of other nodes"
-    data = {"heights": list(report.heights), "fork": report.fork, "verdict": verdict, "evidence": rows}
+    verdict = f"one history: proved up to heights {', '.join(map(str, report.heights))}"
+    branches = [[str(databases[i]) for i in branch] for branch in report.branches]
+    if report.fork is not None:
+        sides = " against ".join(", ".join(branch) for branch in branches)
+        verdict = f"FORK at height {report.fork}: {len(branches)} histories are certified, {sides}"
+        if not rows:
+            verdict += "; these databases lack the certificates that name the members who made it: add those of other nodes"
+    data = {
+        "heights": list(report.heights),
+        "fork": report.fork,
+        "branches": branches,
+        "verdict": verdict,
+        "evidence": rows,
+    }
 
     def human(console: Console) -> None:
         console.print(verdict)
         if rows:
-            console.print(_table(rows, *rows[0]))
+            console.print(_table(rows, *CONVICTION))
 
     _context.show(data, human)
     if report.fork is not None:
         raise typer.Exit(FORK)
 
 
-def _pairs_shown(pairs: Sequence[Evidence], genesis: Genesis) -> list[dict[str, Any]]:
+def _convictions_shown(convictions: Sequence[audit.Conviction]) -> list[dict[str, Any]]:
     return [
         {
-            "member": genesis.members[pair.first.signer].name,
+            "member": member.name,
+            "key": member.key.hex(),
+            "epoch": pair.epoch,
             "kind": pair.kind,
             "signed": f"{pair.first.kind} in view {pair.first.view}",
             "block": pair.first.block.hex() if pair.first.block else "–",
             "and": f"{pair.second.kind} in view {pair.second.view}",
             "other block": pair.second.block.hex() if pair.second.block else "–",
         }
-        for pair in pairs
+        for member, pair in convictions
     ]
 
 
@@ -641,18 +658,27 @@ def _receipt(receipt: Receipt) -> dict[str, Any]:
 
 
 def _show_stored(stored: StoredRecord) -> None:
-    header = stored.header
+    header, labels = stored.header, stored.labels
     rows = [
         {"part": label, "access": part.access, "ciphertext": part.blob.hash.hex(), "bytes": part.blob.size}
-        for label, part in zip(header.labels, stored.parts, strict=bool(stored.parts))
+        for label, part in zip(labels, stored.parts, strict=bool(stored.parts))
     ]
     policies = dict(stored.policies)
-    data = {"record": header.record.hex(), "version": stored.version, "policies": policies, "parts": rows}
+    rules = [ceas.text(rule, header.count, labels.__getitem__) for rule in header.rules]
+    data = {
+        "record": header.record.hex(),
+        "version": stored.version,
+        "policies": policies,
+        "rules": rules,
+        "parts": rows,
+    }
 
     def human(console: Console) -> None:
         console.print(_table(rows, "part", "access", "ciphertext", "bytes"))
         for name, policy in policies.items():
             console.print(f"{name:8} {policy}")
+        for rule in rules:
+            console.print(f"rule     {rule}", markup=False)
         console.print(
             f"record   {header.record.hex()}  version {stored.version}"
             + ("" if stored.version else " (not stored yet)")

@@ -13,6 +13,7 @@ import msgspec
 
 from client.chain import now_ms
 from client.doctor import MAX_RECORD, Record, header_digest, open_package
+from client.fhir import group_of, named
 from client.session import KINDS, Session
 from crypto import ces
 from crypto.abe import encapsulate
@@ -33,6 +34,7 @@ from protocol.record import (
     Upload,
     UploadBody,
     View,
+    digest,
 )
 from protocol.tx import Publish, Rule
 
@@ -73,11 +75,17 @@ class StoredRecord(Wire, frozen=True):
         """Whether a policy says `@week`."""
         return any(in_week(text, "") != text for _, text in self.policies)
 
-    def index_of(self, label: str) -> int:
-        """The part with this label; `NotFound` listing the labels there are."""
-        if label not in self.header.labels:
-            raise NotFound(f"the record has no part {label!r}; its parts are {', '.join(self.header.labels)}")
-        return self.header.labels.index(label)
+    @property
+    def labels(self) -> list[str]:
+        return [part.label for part in self.record.parts]
+
+    def indices_of(self, name: str) -> tuple[int, ...]:
+        """The part with this label, or all parts of this group; `NotFound` listing the groups there are."""
+        found = named(self.labels).get(name)
+        if found is None:
+            groups = ", ".join(dict.fromkeys(map(group_of, self.labels)))
+            raise NotFound(f"the record has no part {name!r}; its parts are {groups}")
+        return found
 
 
 class _Pending(Wire, frozen=True):
@@ -93,9 +101,9 @@ _decode_stored = Decoder(StoredRecord, "a stored record", MAX_RECORD)
 _decode_pending = Decoder(_Pending, "a pending version", 3 * MAX_RECORD)
 
 
-def envelope_context(record: bytes, version: int, access: str) -> bytes:
-    """What binds a class key and its wraps to their place."""
-    return encode((record, version, access))
+def envelope_context(record: bytes, version: int, access: str, extract: bytes) -> bytes:
+    """What binds a class key and its wraps to their place and to the encoded extracted signature beside them."""
+    return encode((record, version, access, digest("extract", extract)))
 
 
 class Patient:
@@ -145,15 +153,14 @@ class Patient:
             raise Conflict(
                 f"the record is stored already, in version {stored.version}; use record move or record policy"
             )
-        labels = stored.header.labels
+        labels = stored.labels
         if set(access) != set(labels):
             raise Malformed("every part of the record needs an access class")
         self._session.progress("encrypting the parts")
-        tags = stored.record.signature.tags
         parts, blobs = [], []
         for index, (label, message) in enumerate(zip(labels, stored.record.messages, strict=True)):
             key = os.urandom(32)
-            blob = seal_part(key, record, index, 1, tags[index], message)
+            blob = seal_part(key, record, index, 1, stored.record.signature.tag(index), message)
             parts.append(_Part(access[label], key, 1, BlobRef.of(blob)))
             blobs.append(blob)
         used = {p.access for p in parts}
@@ -164,12 +171,13 @@ class Patient:
             msgspec.structs.replace(stored, parts=tuple(parts), policies=kept, purposes=purposes), blobs
         )
 
-    def move(self, record: bytes, label: str, access: str, policy: str | None = None) -> StoredRecord:
-        """Put one part into another access class by re-encrypting keys alone (eq. 19). A new class needs a policy."""
+    def move(self, record: bytes, name: str, access: str, policy: str | None = None) -> StoredRecord:
+        """Put a part, or all parts of a group, into another access class by re-encrypting keys alone (eq. 19). A new class
+        needs a policy. `Denied` if the doctor's rules forbid what the classes would then hold."""
         stored = self._stored(record)
-        index = stored.index_of(label)
-        if stored.parts[index].access == access:
-            raise Conflict(f"{label} is {access} already")
+        indices = stored.indices_of(name)
+        if all(stored.parts[index].access == access for index in indices):
+            raise Conflict(f"{name} is {access} already")
         known = stored.policy_of(access)
         if known is None and policy is None:
             raise Malformed(f"the record has no access class {access!r}; give it a policy, or use one of "
@@ -177,7 +185,8 @@ class Patient:
         if known is not None and policy is not None:
             raise Malformed(f"the access class {access!r} has a policy; change it with record policy")
         parts = list(stored.parts)
-        parts[index] = msgspec.structs.replace(parts[index], access=access)
+        for index in indices:
+            parts[index] = msgspec.structs.replace(parts[index], access=access)
         policies = dict(stored.policies)
         if policy is not None:
             policies[access] = str(parse(policy))
@@ -245,10 +254,11 @@ class Patient:
         """Build the next version of `stored`, write it down, send it."""
         stored = msgspec.structs.replace(stored, version=stored.version + 1)
         self._session.progress("encrypting the keys under the policies")
-        week = week_at(now_ms())
+        week, messages = week_at(now_ms()), stored.record.messages
         policies = {access: str(parse(in_week(text, week))) for access, text in stored.policies}
         envelopes = {
-            access: encode(self._envelope(stored, access, policy)) for access, policy in policies.items()
+            access: encode(self._envelope(stored, messages, access, policy))
+            for access, policy in policies.items()
         }
         shared = {access: data for access, data in envelopes.items() if access != PRIVATE}
         if not shared:
@@ -264,18 +274,18 @@ class Patient:
         self._send(pending)
         return stored
 
-    def _envelope(self, stored: StoredRecord, access: str, policy: str) -> Envelope:
+    def _envelope(self, stored: StoredRecord, messages: list[bytes], access: str, policy: str) -> Envelope:
         record, version = stored.header.record, stored.version
-        context = envelope_context(record, version, access)
-        header, class_key = encapsulate(self._home.abe_public, policy, context)
         indices = [i for i, part in enumerate(stored.parts) if part.access == access]
+        extract = encode(stored.record.signature.extract(messages, indices))
+        context = envelope_context(record, version, access, extract)
+        header, class_key = encapsulate(self._home.abe_public, policy, context)
         sealed = tuple(
             SealedPart(i, part.sealed_in, part.blob, wrap_key(class_key, context, i, part.key))
             for i in indices
             for part in (stored.parts[i],)
         )
-        extract = stored.record.signature.extract(stored.record.messages, indices)
-        return Envelope(record, version, access, policy, header, sealed, encode(extract))
+        return Envelope(record, version, access, policy, header, sealed, extract)
 
     def _view(self, kind: ChainKind, stored: StoredRecord, envelopes: Mapping[str, bytes]) -> View:
         refs = tuple(BlobRef.of(envelopes[access]) for access in sorted(envelopes))

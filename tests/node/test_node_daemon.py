@@ -99,9 +99,10 @@ async def test_a_client_that_does_not_wait_is_told_the_id_and_a_repeat_is_harmle
 async def test_a_batch_is_answered_one_by_one(world):
     await world.start()
     good = tx_of(world, AUTHORITY, credential(DOCTOR, "doctor"))
-    batch = encode((good, b"junk", tx_of(world, STRANGER, Revoke(bytes(32)))))
+    batch = encode((good, b"junk", good, tx_of(world, STRANGER, Revoke(bytes(32)))))
     answer = await world.request(0, "POST", f"/v1/txs?wait={TIMEOUT}", batch)
-    done, junk, stranger = msgspec.msgpack.decode(answer.content)
+    done, junk, again, stranger = msgspec.msgpack.decode(answer.content)
+    assert again == done
     assert decode_receipt(done).code == "certified"
     assert "does not decode" in junk
     assert "not certified" in stranger
