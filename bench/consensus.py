@@ -105,9 +105,9 @@ class Diptych:
     def pids(self) -> list[int]:
         return [d.process.pid for d in self.supervisor.daemons.values() if d.process is not None]
 
-    def tx(self, size: int) -> bytes:
+    def tx(self, size: int, lifetime_ms: int = 300_000) -> bytes:
         """A signed transaction of `size` bytes."""
-        chain_id, expires = self._genesis.chain_id, now_ms() + 300_000
+        chain_id, expires = self._genesis.chain_id, now_ms() + lifetime_ms
         raw = encode(
             Tx.make(chain_id, self._sender, os.urandom(16), expires, Request(os.urandom(16), "research"))
         )
