@@ -44,8 +44,9 @@ class Failover:
         self._chain, self._base = chain, base
         self.loaded = 0
         """Receipts that the load has got."""
+        # A connection kept from before a kill would fail the next request to the node that was started again.
         self._http = httpx2.AsyncClient(
-            timeout=60, trust_env=False, limits=httpx2.Limits(max_connections=1000)
+            timeout=60, trust_env=False, limits=httpx2.Limits(max_keepalive_connections=0)
         )
 
     async def samples(self, kills: int, in_flight: int) -> list[float]:
