@@ -14,20 +14,23 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
+import structlog
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from configs.files import load_network, passphrase_from, read, read_key, write
+from client import members
+from configs.files import load_network, passphrase_from, read, read_key, write, write_key
 from configs.logs import configure
 from configs.settings import AuthoritySettings, CloudSettings, NetworkSettings, NodeSettings, Settings
 from crypto.errors import Conflict, DiptychError, Malformed
+from crypto.group import use
 from protocol.genesis import Genesis
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Diptych's daemons: **node**, **cloud**, **authority**; **devnet** runs all of them here; **demo** tells the story.",
 )
+app.add_typer(members.app, name="members")
 ConfigFile = Annotated[
     Path, typer.Option("--config", help="TOML file; DIPTYCH_… variables and flags override it.")
 ]
@@ -54,6 +58,12 @@ Quorum = Annotated[
     Literal["bft", "majority"] | None,
     typer.Option(help="Override the quorum: more than 2/3, or more than 1/2."),
 ]
+Scheme = Annotated[
+    Literal["fabeo", "fame"] | None,
+    typer.Option(help="Override the CP-ABE scheme: FABEO (fast), or FAME (standard assumption)."),
+]
+NEXT_KEY = "consensus.next.key"
+"""Beside `consensus.key`: the key that takes over with the epoch that names it."""
 DEFAULT_SHAPE = bootstrap.ROOT / "configs" / "devnet.toml"
 console = Console(stderr=True)
 
@@ -61,6 +71,8 @@ console = Console(stderr=True)
 def _load(kind: type[S], config: Path, http_port: int | None) -> tuple[S, bytes | None]:
     settings = kind.load(config, http_port=http_port)
     configure(settings.log_level, settings.log_json)
+    if notice := use(settings.pairing).notice:
+        structlog.get_logger().warning(notice)
     return settings, passphrase_from(settings.passphrase_command)
 
 
@@ -85,17 +97,21 @@ def node(
     from crypto.sign import SigningKey
 
     settings, passphrase = _load(NodeSettings, config, http_port)
-    network, chains = load_network(settings.network)
-    genesis, addresses = chains[settings.chain], network.chains[settings.chain]  # type: ignore[index]
-    key = SigningKey(read_key(settings.keys / "consensus.key", passphrase))
+    _, chains = load_network(settings.network)
+    genesis = chains[settings.chain]
+    key_files = [settings.keys / "consensus.key", settings.keys / NEXT_KEY]
+    keys = [
+        SigningKey(read_key(path, passphrase)) for path in key_files if path.exists() or path is key_files[0]
+    ]
     transport_seed = read_key(settings.keys / "network.key", passphrase)
     index_key = SealKey(read_key(settings.keys / "index.key", passphrase))
     member = next((m for m in genesis.members if m.name == settings.name), None)
-    if member is None:
+    if member is None and not genesis.admins:
         raise Malformed(
             f"{settings.name} is no member of the {settings.chain} chain; its genesis names the members"
         )
-    if member.key != key.public or genesis.index_key != index_key.public:
+    is_first = member is None or member.key in [key.public for key in keys]
+    if not (is_first or genesis.admins) or genesis.index_key != index_key.public:
         raise Conflict(f"the keys in {settings.keys} are not those of {settings.name} in the genesis")
     if check:
         return _checked(config)
@@ -104,42 +120,45 @@ def node(
     from node.api import create_app
     from node.daemon import Node
     from node.net import Net, Peer
-    from protocol.network import split_host_port
+    from protocol.network import NodeAddress
 
-    peers = [
-        Peer(m.name, m.identity, *split_host_port(addresses.nodes[m.name].p2p))
-        for m in genesis.members
-        if m is not member
-    ]
     if settings.transport == "libp2p":
         from node.p2p import P2PNet  # here, as its import alone costs half a second and 60 MB
 
-        transport: Callable[..., Net] = P2PNet
+        make_net: Callable[..., Net] = P2PNet
     else:
         from node.tls import TlsNet
 
-        transport = TlsNet
-    net = transport(
-        me=member.name,
-        chain_id=genesis.chain_id,
-        identity_seed=transport_seed,
-        listen_host=settings.p2p_host,
-        listen_port=settings.p2p_port,
-        peers=peers,
-    )
-    chaos_net = None
+        make_net = TlsNet
+    faults = None
     if settings.chaos:
         from node.chaos import ChaosNet, Faults, admin
 
-        net = chaos_net = ChaosNet(net, Faults(member.name))
+        faults = Faults(settings.name)
+
+    def transport(peers: Sequence[Peer]) -> Net:
+        net = make_net(
+            me=settings.name,
+            chain_id=genesis.chain_id,
+            identity_seed=transport_seed,
+            listen_host=settings.p2p_host,
+            listen_port=settings.p2p_port,
+            peers=peers,
+        )
+        return ChaosNet(net, faults) if faults else net
+
+    def addresses() -> Mapping[str, NodeAddress]:
+        return load_network(settings.network)[0].chains[settings.chain].nodes  # type: ignore[index]
 
     async def main() -> None:
         marker = settings.keys / "consensus.journal"
-        running = Node(genesis, key, index_key, net, settings.data, marker, rejoin)
+        running = Node(
+            genesis, settings.name, keys, index_key, transport, addresses, settings.data, marker, rejoin
+        )
         try:
             web = create_app(running)
-            if chaos_net:
-                web.router.routes.append(admin(running, chaos_net, key))
+            if faults:
+                web.router.routes.append(admin(running, faults, keys[0]))
             await running.start()
             server = asyncio.create_task(serve(web, settings.http_host, settings.http_port))
             failure = asyncio.create_task(running.wait())
@@ -227,9 +246,11 @@ def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) 
     """
     from cloudstub.server import CloudConfig, Limits, create_app
     from cloudstub.store import Quota
+    from configs.members import Members
     from configs.metrics import instrument
     from configs.web import serve
     from crypto.sign import SigningKey
+    from protocol.block import Committee
 
     settings, passphrase = _load(CloudSettings, config, http_port)
     network, chains = load_network(settings.network)
@@ -238,7 +259,7 @@ def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) 
         raise Conflict(f"the key in {settings.keys} is not the cloud's key in the network file")
     if check:
         return _checked(config)
-    members = {g.chain_id: (g.keys, g.quorum) for g in chains.values()}
+    members = {g.chain_id: Members(Committee(g), network.chains[g.kind].nodes).now for g in chains.values()}
     limits = Limits(quota=Quota(max_bytes=settings.quota_bytes, max_blobs=settings.quota_blobs))
     authority = bytes.fromhex(network.authority.key)
     cloud_app = create_app(CloudConfig(settings.data, key, authority, members, limits=limits))
@@ -270,7 +291,10 @@ def invite(
     config: ConfigFile,
     role: Annotated[Literal["doctor", "patient", "user"], typer.Option(help="What the person is.")],
     attribute: Annotated[
-        list[str] | None, typer.Option(help="A certified attribute such as org:st-mary; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="A certified attribute such as org:st-mary, or status:active@week, renewed weekly; repeatable."
+        ),
     ] = None,
     hours: Annotated[int, typer.Option(min=1, max=8760, help="How long the invitation can be used.")] = 72,
 ) -> None:
@@ -285,12 +309,38 @@ def invite(
 
 
 @app.command()
+def revoke(
+    config: ConfigFile,
+    key: Annotated[str, typer.Argument(help="The person's public key: 64 hex digits.")],
+) -> None:
+    """End the credential of a key on both chains, for good: it is certified and renewed no more.
+
+    What its holder opened before stays open to them. New records stay closed to the key where the contract decides, and where
+    policies have time-bound attributes also by cryptography. Run by the authority's staff.
+
+    Example: `python3 run_node.py revoke --config devnet/authority/config.toml 5c1f…`
+    """
+    from client.authority import Authority
+
+    try:
+        subject = bytes.fromhex(key)
+    except ValueError:
+        subject = b""
+    if len(subject) != 32:
+        raise Malformed("a person's public key is 64 hex digits, as printed by diptych whoami")
+    settings, passphrase = _load(AuthoritySettings, config, None)
+    Authority.open(settings, passphrase).revoke(subject)
+    _said("revoked on both chains")
+
+
+@app.command()
 def devnet(
     folder: Folder = Path("devnet"),
     config: Shape = DEFAULT_SHAPE,
     storage: Annotated[int | None, typer.Option(help="Override the number of storage nodes.")] = None,
     sharing: Annotated[int | None, typer.Option(help="Override the number of sharing nodes.")] = None,
     mode: Quorum = None,
+    scheme: Scheme = None,
     only_make: Annotated[
         bool, typer.Option("--only-make", help="Write the files and do not start anything.")
     ] = False,
@@ -303,7 +353,7 @@ def devnet(
     from node.devnet import Supervisor, make
 
     folder = folder.absolute()
-    shape = NetworkSettings.load(config, storage=storage, sharing=sharing, mode=mode)
+    shape = NetworkSettings.load(config, storage=storage, sharing=sharing, mode=mode, scheme=scheme)
     if check:
         return _checked(config)
     if not (folder / "network.toml").exists():
@@ -333,6 +383,54 @@ def devnet(
     console.print("all daemons have stopped")
 
 
+@app.command("new-node")
+def new_node(
+    network: Annotated[Path, typer.Option(help="The network file; the node's address is added to it.")],
+    chain: Annotated[Literal["storage", "sharing"], typer.Option(help="Of which chain.")],
+    name: Annotated[str, typer.Option(help="The member name, which no other has.")],
+    p2p: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the other nodes reach it.")],
+    http: Annotated[str, typer.Option(metavar="URL", help="Where clients reach it.")],
+    folder: Annotated[Path, typer.Option("--dir", help="A new folder for its keys, config and data.")],
+) -> None:
+    """Make the keys and the config of a node that is to become a member; `members change --put DIR/member.toml` then adds it.
+
+    Example: `python3 run_node.py new-node --network devnet/network.toml --chain storage --name storage-5 --p2p 127.0.0.1:7005
+    --http http://127.0.0.1:8005 --dir devnet/storage-5`
+    """
+    from client.members import member_to_toml
+    from node.devnet import make_node
+
+    member = make_node(network.absolute(), chain, name, p2p, http, folder.absolute())
+    write(folder / "member.toml", member_to_toml(member).encode(), mode=0o644)
+    _said(
+        f"made {folder}; its address is in {network}, and must be added to the network files of the other nodes too"
+    )
+
+
+@app.command("rotate-key")
+def rotate_key(config: ConfigFile) -> None:
+    """Make a new consensus key for a node. It waits until `members change --put FILE` names it; the node then takes it by itself.
+
+    Example: `python3 run_node.py rotate-key --config devnet/storage-1/config.toml`
+    """
+    from client.members import member_to_toml
+    from crypto.sign import SigningKey
+    from node.devnet import identity_in
+    from protocol.genesis import Member
+
+    settings, passphrase = _load(NodeSettings, config, None)
+    key, waiting = SigningKey.generate(), settings.keys / NEXT_KEY
+    if waiting.exists():
+        raise Conflict(
+            f"{waiting} waits for its epoch already; once `members show` lists it, move it to consensus.key"
+        )
+    write_key(waiting, key.seed, passphrase)
+    member = Member(settings.name, key.public, identity_in(settings.keys, passphrase))
+    file = settings.keys.parent / "member.toml"
+    write(file, member_to_toml(member).encode(), mode=0o644, replace=True)
+    _said(f"made {waiting}; restart the node, then have the admins put {file}")
+
+
 @app.command()
 def demo(
     bundle: Annotated[
@@ -344,6 +442,7 @@ def demo(
     ] = None,
     config: Shape = DEFAULT_SHAPE,
     mode: Quorum = None,
+    scheme: Scheme = None,
 ) -> None:
     """Bring up a network and tell the whole story with one record, step by step.
 
@@ -357,7 +456,7 @@ def demo(
 
     with tempfile.TemporaryDirectory(prefix="diptych-demo-") as temporary:
         where = (folder or Path(temporary)).absolute()
-        make(where, NetworkSettings.load(config, mode=mode))
+        make(where, NetworkSettings.load(config, mode=mode, scheme=scheme))
         with Supervisor(where) as supervisor:
             settings, _ = _load(AuthoritySettings, where / "authority" / "config.toml", None)
             tell(where, bundle, supervisor, Authority.open(settings, None).invite)

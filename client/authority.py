@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import structlog
 from anyio import to_thread
 from starlette.applications import Starlette
@@ -26,25 +27,32 @@ from client.enrolment import (
     Enrolment,
     Invite,
     InviteBody,
+    Renewal,
     decode_enrolled,
     decode_enrolment,
+    decode_renewal,
 )
 from configs.files import load_network, read_key
 from configs.settings import AuthoritySettings
 from configs.web import EXCEPTION_HANDLERS, read_body
+from crypto.abe import MasterKey, check_attributes
 from crypto.ces import SUITES
 from crypto.codec import encode
+from crypto.epoch import EVERY_WEEK, in_week, is_bound, renewed, week_at
 from crypto.errors import Conflict, Denied, Malformed, NotFound
-from crypto.fabeo import MasterKey
 from crypto.policy import check_attribute
+from crypto.schemes import read_master
 from crypto.seal import seal
 from crypto.sign import SigningKey
 from protocol.genesis import Genesis
 from protocol.identity import Credential, Role, SignedCredential
 from protocol.network import Network
-from protocol.tx import Certify
+from protocol.tx import Certify, Revoke
 
 DAY_MS = 86_400_000
+MAX_SKEW_MS = 600_000
+"""How far the clock of who asks for a renewal may be off."""
+_REVOKED = "the credential of this key was revoked; ask the authority for a new invitation and make new keys"
 _log = structlog.get_logger("authority")
 
 
@@ -74,17 +82,23 @@ class Authority:
             raise Conflict(
                 f"the key in {settings.keys} is not the authority's key in the network and genesis files"
             )
-        abe = MasterKey.from_bytes(read_key(settings.keys / "abe.key", passphrase))
+        abe = read_master(read_key(settings.keys / "abe.key", passphrase))
         return cls(key, abe, network, chains, settings.data, settings.credential_days)
 
     def invite(self, role: Role, attributes: Sequence[str], hours: int) -> str:
-        """A new invitation as text. Doctors and patients get `role:doctor`, `role:patient` beside the attributes given."""
+        """A new invitation as text. Doctors and patients get `role:doctor`, `role:patient` beside the attributes given.
+
+        `status:active@week` stands for the week of the enrolment and, renewed, of each week after it.
+        """
         implied = () if role == "user" else (f"role:{role}",)
         listed = tuple(sorted({check_attribute(a) for a in (*implied, *attributes)}))
         if not listed:
             raise Malformed(
                 "a data user needs at least one attribute, such as role:researcher; add --attribute"
             )
+        if bound := [name for name in listed if is_bound(name)]:
+            raise Malformed(f"{bound[0]}: the authority fills in the week; write {EVERY_WEEK} in its place")
+        check_attributes(in_week(name, week_at(now_ms())) for name in listed)
         body = InviteBody(role, listed, os.urandom(16), now_ms() + hours * 3_600_000)
         return Invite.make(body, self._key).to_text()
 
@@ -108,38 +122,75 @@ class Authority:
                 credential = Credential(
                     body.subject,
                     invite.role,
-                    invite.attributes,
+                    tuple(in_week(name, week_at(now)) for name in invite.attributes),
                     body.seal_key,
                     body.ces_key,
                     now - 60_000,  # clocks differ
                     now + self._days * DAY_MS,
                 )
-                attribute_key = self._abe.issue(invite.attributes).to_bytes()
-                enrolled = Enrolled.make(
-                    SignedCredential.issue(credential, self._key),
-                    self._abe.public.to_bytes(),
-                    seal(body.seal_key, attribute_key),
-                    self._key,
-                )
+                enrolled = self._issue(credential)
                 with self._database() as db:
                     db.execute(
                         "INSERT INTO invites VALUES (?, ?, ?)", (invite.nonce, body.subject, encode(enrolled))
                     )
-        self._on_both_chains(lambda chain: self._certify(chain, enrolled.credential))
+        self._put_on_chains(enrolled.credential)
         _log.info("enrolled", role=invite.role)
         return enrolled
 
+    def renew(self, renewal: Renewal) -> Enrolled:
+        """Move the time-bound attributes of a certified person to this week, on both chains and in a new attribute key.
+
+        The credential ends when it would have ended. In the same week the answer is the same. Raises `DiptychError`.
+        """
+        renewal.verify()
+        subject, now = renewal.body.subject, now_ms()
+        if abs(now - renewal.body.time_ms) > MAX_SKEW_MS:
+            raise Denied(
+                "the renewal was signed at another time; set the clock of this machine and try again"
+            )
+        with self._lock:
+            nonce, enrolled = self._last_answer(subject)
+            credential = enrolled.credential.credential
+            if now >= credential.not_after_ms:
+                raise Denied("the credential has expired; ask the authority for a new invitation")
+            attributes = tuple(renewed(name, week_at(now)) for name in credential.attributes)
+            if attributes != credential.attributes:
+                enrolled = self._issue(msgspec.structs.replace(credential, attributes=attributes))
+                with self._database() as db:
+                    db.execute(
+                        "UPDATE invites SET answer = ? WHERE nonce = ? AND answer IS NOT NULL",
+                        (encode(enrolled), nonce),
+                    )
+        self._put_on_chains(enrolled.credential)
+        _log.info("renewed", role=credential.role)
+        return enrolled
+
+    def revoke(self, subject: bytes) -> None:
+        """End the credential of a key on both chains, for good, and renew it no more. Raises `DiptychError`."""
+        with self._lock, self._database() as db:
+            db.execute("UPDATE invites SET answer = NULL WHERE subject = ?", (subject,))
+        self._on_both_chains(lambda chain: chain.execute(self._key, Revoke(subject)))
+        _log.info("revoked")
+
     def info(self) -> dict[str, str]:
         return {"public_key": self._key.public.hex(), "abe_public": self._abe.public.to_bytes().hex()}
+
+    def _put_on_chains(self, signed: SignedCredential) -> None:
+        """Certify on both chains; a revocation that came meanwhile wins."""
+        subject = signed.credential.subject
+        self._on_both_chains(lambda chain: self._certify(chain, signed))
+        with self._database() as db:
+            is_revoked = self._is_revoked(db, subject)
+        if is_revoked:
+            self._on_both_chains(lambda chain: chain.execute(self._key, Revoke(subject)))
+            raise Denied(_REVOKED)
 
     def _certify(self, chain: ChainClient, credential: SignedCredential) -> None:
         """Put the credential on a chain, unless it is there; an invitation used again does not undo a revocation."""
         with contextlib.suppress(NotFound):
             person = chain.person(credential.credential.subject)
             if person.is_revoked:
-                raise Denied(
-                    "the credential of this key was revoked; ask the authority for a new invitation and new keys"
-                )
+                raise Denied(_REVOKED)
             if person.signed == credential:
                 return
         chain.execute(self._key, Certify(credential))
@@ -151,9 +202,36 @@ class Authority:
     def _answer_for(self, subject: bytes, nonce: bytes) -> Enrolled | None:
         with self._database() as db:
             row = db.execute("SELECT subject, answer FROM invites WHERE nonce = ?", (nonce,)).fetchone()
-        if row and row[0] != subject:
-            raise Conflict("the invitation was used by another key; ask the authority for a new one")
+            if row and row[0] != subject:
+                raise Conflict("the invitation was used by another key; ask the authority for a new one")
+            if self._is_revoked(db, subject):
+                raise Denied(_REVOKED)
         return decode_enrolled(row[1]) if row else None
+
+    def _last_answer(self, subject: bytes) -> tuple[bytes, Enrolled]:
+        """The invitation's nonce and the answer of the last enrolment of this key."""
+        with self._database() as db:
+            query = "SELECT nonce, answer FROM invites WHERE subject = ? ORDER BY rowid DESC"
+            row = db.execute(query, (subject,)).fetchone()
+            if row is None:
+                raise NotFound("this key is not enrolled here; use an invitation: diptych init --invite …")
+            if self._is_revoked(db, subject):
+                raise Denied(_REVOKED)
+        return row[0], decode_enrolled(row[1])
+
+    @staticmethod
+    def _is_revoked(db: sqlite3.Connection, subject: bytes) -> bool:
+        query = "SELECT 1 FROM invites WHERE subject = ? AND answer IS NULL"
+        return db.execute(query, (subject,)).fetchone() is not None
+
+    def _issue(self, credential: Credential) -> Enrolled:
+        attribute_key = self._abe.issue(credential.attributes).to_bytes()
+        return Enrolled.make(
+            SignedCredential.issue(credential, self._key),
+            self._abe.public.to_bytes(),
+            seal(credential.seal_key, attribute_key),
+            self._key,
+        )
 
     @contextlib.contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
@@ -172,11 +250,17 @@ class Authority:
 
 
 def create_app(authority: Authority) -> Starlette:
-    """`POST /v1/enrol`: Enrolment -> Enrolled (msgpack); `GET /v1/info`, `/healthz`, `/readyz`."""
+    """`POST /v1/enrol`: Enrolment -> Enrolled (msgpack); `POST /v1/renew`: Renewal -> Enrolled; `GET /v1/info`, `/healthz`,
+    `/readyz`."""
 
     async def enrol(request: Request) -> Response:
         enrolment = decode_enrolment(await read_body(request, MAX_ENROLMENT))
         enrolled = await to_thread.run_sync(authority.enrol, enrolment)
+        return Response(encode(enrolled), media_type="application/msgpack")
+
+    async def renew(request: Request) -> Response:
+        renewal = decode_renewal(await read_body(request, MAX_ENROLMENT))
+        enrolled = await to_thread.run_sync(authority.renew, renewal)
         return Response(encode(enrolled), media_type="application/msgpack")
 
     async def info(_: Request) -> Response:
@@ -187,6 +271,7 @@ def create_app(authority: Authority) -> Starlette:
 
     routes = [
         Route("/v1/enrol", enrol, methods=["POST"]),
+        Route("/v1/renew", renew, methods=["POST"]),
         Route("/v1/info", info),
         Route("/healthz", alive),
         Route("/readyz", alive),

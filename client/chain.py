@@ -8,14 +8,17 @@ import os
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import httpx2
 
+from configs.members import Members
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from crypto.seal import SealKey
 from crypto.sign import SigningKey, is_valid
+from protocol.block import Committee
 from protocol.contract import Person, Receipt, RecordEntry, decode_person, decode_receipt, decode_record
 from protocol.genesis import Genesis
 from protocol.identity import Credential, Release, SignedTicket, decode_release
@@ -77,11 +80,22 @@ def now_ms() -> int:
 class ChainClient:
     def __init__(self, genesis: Genesis, addresses: ChainAddresses) -> None:
         self.genesis = genesis
-        self._urls = [addresses.nodes[m.name].http for m in genesis.members]
-        random.shuffle(self._urls)
+        self._nodes = addresses.nodes
+        self._members = Members(Committee(genesis), addresses.nodes)
         self._not_before: dict[str, float] = {}
         """When a node that was busy may be asked again, on the monotonic clock."""
         self._http = http_client(40)
+
+    @property
+    def committee(self) -> Committee:
+        """The present members, followed from genesis; asks the nodes now and then."""
+        return self._members.now()
+
+    @cached_property
+    def _urls(self) -> list[str]:
+        urls = [self._nodes[m.name].http for m in self.committee.members if m.name in self._nodes]
+        random.shuffle(urls)
+        return urls
 
     def close(self) -> None:
         self._http.close()
@@ -116,7 +130,7 @@ class ChainClient:
                     self._demote(url)
                     if isinstance(error, Busy):  # the spread keeps clients from coming back all at once
                         self._not_before[url] = time.monotonic() + error.seconds * random.uniform(1, 1.25)  # noqa: S311
-            if len(refusals) >= self.genesis.quorum:
+            if len(refusals) >= self.committee.quorum:
                 raise refusals[0]
             self._pause(deadline)
         raise Unavailable(
@@ -221,7 +235,7 @@ class ChainClient:
 
     def release(self, request: bytes, reader: SealKey, seconds: float = 15) -> tuple[Index, SignedTicket]:
         """Exchange an allowed request for the index entry and a ticket that a quorum of nodes has signed."""
-        found: dict[int, Release] = {}
+        found: dict[tuple[int, int], Release] = {}
         refusals: dict[str, DiptychError] = {}
         deadline = time.monotonic() + seconds
         with ThreadPoolExecutor(len(self._urls)) as pool:
@@ -230,16 +244,18 @@ class ChainClient:
                     self._urls, pool.map(lambda u: self._ask_release(u, request), self._urls), strict=True
                 ):
                     if isinstance(answer, Release):
-                        found.setdefault(answer.signature.signer, answer)
+                        found.setdefault((answer.epoch, answer.signature.signer), answer)
                     elif isinstance(answer, Denied):
                         refusals[url] = answer
-                if len(found) >= self.genesis.quorum:
-                    return self._open_release(list(found.values()), reader)
-                if len(refusals) > len(self._urls) - self.genesis.quorum:
+                committee = self.committee
+                now = [r for (epoch, _), r in found.items() if epoch == committee.epoch]
+                if len(now) >= committee.quorum:
+                    return self._open_release(now, committee, reader)
+                if len(refusals) > len(self._urls) - committee.quorum:
                     raise next(iter(refusals.values()))
                 if time.monotonic() > deadline:
                     raise Unavailable(
-                        f"only {len(found)} of the {self.genesis.quorum} nodes needed released the index; try again later"
+                        f"only {len(now)} of the {committee.quorum} nodes needed released the index; try again later"
                     )
                 time.sleep(0.1)
 
@@ -253,26 +269,29 @@ class ChainClient:
             return error
         except httpx2.HTTPError:
             return Unavailable("a node does not answer")
-        signer = release.signature.signer
+        signer, committee = release.signature.signer, self._members.now(release.epoch)
         if (
             release.ticket.request != request
             or release.ticket.chain_id != self.genesis.chain_id
-            or signer >= len(self.genesis.keys)
+            or release.epoch != committee.epoch
+            or signer >= committee.size
             or not is_valid(
-                self.genesis.keys[signer], "ticket", encode(release.ticket), release.signature.signature
+                committee.keys[signer], "ticket", encode(release.ticket), release.signature.signature
             )
         ):
             return Unauthentic("a node's release does not hold")
         return release
 
-    def _open_release(self, releases: list[Release], reader: SealKey) -> tuple[Index, SignedTicket]:
+    def _open_release(
+        self, releases: list[Release], committee: Committee, reader: SealKey
+    ) -> tuple[Index, SignedTicket]:
         ticket = releases[0].ticket
         agreeing = sorted((r.signature for r in releases if r.ticket == ticket), key=lambda s: s.signer)
-        if len(agreeing) < self.genesis.quorum:
+        if len(agreeing) < committee.quorum:
             raise Unauthentic(
                 "the nodes released different tickets for one request; tell the chain's operators"
             )
-        signed = SignedTicket(ticket, tuple(agreeing[: self.genesis.quorum]))
+        signed = SignedTicket(ticket, committee.epoch, tuple(agreeing[: committee.quorum]))
         return decode_index(reader.open(releases[0].sealed_index, "the released index")), signed
 
 

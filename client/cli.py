@@ -23,13 +23,14 @@ from client import audit
 from client.diagnosis import diagnose
 from client.doctor import Doctor
 from client.enrolment import Invite
-from client.fhir import join, load_bundle, load_profile
+from client.fhir import group_of, join, load_bundle, load_profile
 from client.home import Home
 from client.patient import Patient, StoredRecord
 from client.reader import Reader
 from client.session import Session
 from configs.files import passphrase_from, read, read_text, write
-from crypto import ces
+from configs.settings import Pairing
+from crypto import ceas, ces, group
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from protocol.contract import Receipt
@@ -123,9 +124,15 @@ def _options(
             envvar="DIPTYCH_PASSPHRASE_COMMAND", help="A command that prints the home's passphrase."
         ),
     ] = None,
+    pairing: Annotated[
+        Pairing | None,
+        typer.Option(envvar="DIPTYCH_PAIRING", help="Prefer this pairing library to the fastest."),
+    ] = None,
 ) -> None:
     global _context
     _context = _Context(home, output == "json", passphrase_command, Console(stderr=True, highlight=False))
+    if notice := (group.use(pairing) if pairing else group.chosen()).notice:
+        _context.console.print(notice, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -168,6 +175,19 @@ def whoami() -> None:
         _whoami(session)
 
 
+@app.command()
+def renew() -> None:
+    """Have your time-bound attributes, such as status:active@2026w47, moved to this week, as long as you are certified.
+
+    Run it weekly (cron), or when a request is denied because of an earlier week.
+
+    Example: `diptych --home ~/rs renew`
+    """
+    with _context.open() as session:
+        session.renew()
+        _whoami(session)
+
+
 def _whoami(session: Session) -> None:
     credential = session.home.credential.credential
     data = {
@@ -189,19 +209,27 @@ def record_import(
     ],
     patient: Key,
     profile: Annotated[
-        str, typer.Option(help="How the bundle is cut into parts: safe, paper, or a TOML file.")
+        str, typer.Option(help="How the bundle is cut into parts: safe, fine, paper, or a TOML file.")
     ] = "safe",
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which parts may be shown without which: 'together(m6, m7)', 'never(m8)', 'least(2, m5, m6, m7)', "
+            "'if(m6, any(m7, m8))'; repeatable."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the package for the patient goes; RECORD.diptych by default.")
     ] = None,
 ) -> None:
     """Doctor: slice, group and sign a bundle; attest it on both chains; write the package that the patient stores.
 
-    Example: `diptych record import patient.json --patient 5c1f…`
+    Examples: `diptych record import patient.json --patient 5c1f…` ·
+    `diptych record import patient.json --patient 5c1f… --profile fine --rule 'together(m6, m7)'`
     """
-    key, data, rules = _hex(patient, 32, "the patient's key"), load_bundle(bundle), load_profile(profile)
+    key, data, cut = _hex(patient, 32, "the patient's key"), load_bundle(bundle), load_profile(profile)
     with _context.open() as session:
-        record, package, parts = Doctor(session).sign(data, key, rules)
+        record, package, parts = Doctor(session).sign(data, key, cut, rule or ())
     path = out or Path(f"{record.hex()}.diptych")
     write(path, package)
     listed = [{"part": p.label, "title": p.title, "access": p.access, "bytes": len(p.content)} for p in parts]
@@ -232,6 +260,9 @@ def record_store(
 ) -> None:
     """Patient: verify the doctor's signature, encrypt, upload once, index on both chains.
 
+    In a policy, `@week` stands for the week in which the record is sealed: `status:active@week` is met by whoever was
+    certified for it in that week or later (`diptych record renew` seals anew).
+
     Examples: `diptych record store 3fa2….diptych` · `diptych record store r.diptych --policy 'private=role:doctor and org:st-mary'`
     """
     policies = DEFAULT_POLICIES | _pairs(policy or [], "--policy CLASS=POLICY")
@@ -240,13 +271,13 @@ def record_store(
         patient = Patient(session)
         stored = patient.receive(read(package, 200 << 20))
         header = stored.header
-        rules = load_profile(profile or header.profile)
-        usual = {g.label: g.access for g in (*rules.groups, *rules.derived)}
-        if unknown := set(moved) - set(header.labels):
-            raise NotFound(
-                f"the record has no part {min(unknown)!r}; its parts are {', '.join(header.labels)}"
-            )
-        classes = {label: moved.get(label, usual.get(label, "private")) for label in header.labels}
+        for name in moved:
+            stored.indices_of(name)  # refuses a part that there is not
+        usual = load_profile(profile or header.profile)
+        classes = {
+            label: moved.get(label) or moved.get(group_of(label)) or usual.access_of(label)
+            for label in stored.labels
+        }
         stored = patient.store(header.record, classes, policies, _purposes(purpose))
         _show_stored(stored)
 
@@ -262,7 +293,7 @@ def record_list() -> None:
             "record": s.header.record.hex(),
             "version": s.version,
             "signed": _time(s.header.created_ms),
-            "parts": len(s.header.labels),
+            "parts": s.header.count,
             "profile": s.header.profile,
         }
         for s in stored
@@ -286,7 +317,7 @@ def record_move(
     ],
     policy: Annotated[str | None, typer.Option(help="The policy, if the class is new.")] = None,
 ) -> None:
-    """Patient: move a part between private and shared by re-encrypting keys alone.
+    """Patient: move a part, or all parts of a group, between private and shared by re-encrypting keys alone.
 
     Whoever could read the part before may have kept it: moving it away keeps new readers out, not old ones.
 
@@ -309,6 +340,27 @@ def record_policy(
     """
     with _context.open() as session:
         _show_stored(Patient(session).set_policies(_record(record), _pairs(policy, "CLASS=POLICY")))
+
+
+@record_app.command("renew")
+def record_renew(
+    records: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECORD]…", help="Record ids; all with time-bound policies by default."),
+    ] = None,
+) -> None:
+    """Patient: encrypt the keys anew for this week, where a policy says so: status:active@week.
+
+    Whose attributes were not renewed since opens nothing that is sealed from now on.
+
+    Example: `diptych record renew`
+    """
+    with _context.open() as session:
+        patient = Patient(session)
+        wanted = [_record(text) for text in records] if records else patient.time_bound()
+        renewed = [patient.renew(record) for record in wanted]
+    rows = [{"record": s.header.record.hex(), "version": s.version} for s in renewed]
+    _context.show(rows, lambda c: c.print(_table(rows, "record", "version")))
 
 
 @record_app.command("log")
@@ -336,6 +388,8 @@ def record_request(
     (asked,) = _purposes([purpose])
     with _context.open() as session:
         receipt = Reader(session).request(_record(record), chain, asked)
+        if not receipt.ok and session.is_renewal_due:
+            _context.progress("your attributes are of an earlier week; run diptych renew and ask again")
     data = _receipt(receipt)
     _context.show(data, lambda c: _print_fields(c, data))
     if not receipt.ok:
@@ -392,7 +446,7 @@ def record_export(
     with _context.open() as session:
         if session.home.has(f"record-{record}"):
             stored = Patient(session).load(_record(record))
-            bundle = join(dict(zip(stored.header.labels, stored.record.messages, strict=True)))
+            bundle = join({part.label: part.content for part in stored.record.parts})
         else:
             bundle = Reader(session).open(_record(record), "storage").bundle()
     if out:
@@ -419,7 +473,7 @@ def chain_status(
     with _context.open() as session:
         found = session.on_chains(lambda kind: session.chains[kind].status())
     said = (
-        [diagnose(c.genesis, nodes) for c, nodes in zip(session.chains.values(), found, strict=True)]
+        [diagnose(c.committee, nodes) for c, nodes in zip(session.chains.values(), found, strict=True)]
         if verbose
         else []
     )
@@ -595,18 +649,27 @@ def _receipt(receipt: Receipt) -> dict[str, Any]:
 
 
 def _show_stored(stored: StoredRecord) -> None:
-    header = stored.header
+    header, labels = stored.header, stored.labels
     rows = [
         {"part": label, "access": part.access, "ciphertext": part.blob.hash.hex(), "bytes": part.blob.size}
-        for label, part in zip(header.labels, stored.parts, strict=bool(stored.parts))
+        for label, part in zip(labels, stored.parts, strict=bool(stored.parts))
     ]
     policies = dict(stored.policies)
-    data = {"record": header.record.hex(), "version": stored.version, "policies": policies, "parts": rows}
+    rules = [ceas.text(rule, header.count, labels.__getitem__) for rule in header.rules]
+    data = {
+        "record": header.record.hex(),
+        "version": stored.version,
+        "policies": policies,
+        "rules": rules,
+        "parts": rows,
+    }
 
     def human(console: Console) -> None:
         console.print(_table(rows, "part", "access", "ciphertext", "bytes"))
         for name, policy in policies.items():
             console.print(f"{name:8} {policy}")
+        for rule in rules:
+            console.print(f"rule     {rule}", markup=False)
         console.print(
             f"record   {header.record.hex()}  version {stored.version}"
             + ("" if stored.version else " (not stored yet)")

@@ -7,25 +7,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crypto.errors import Malformed
-from protocol.genesis import Genesis
+from protocol.block import Committee
 
 FAR_BEHIND = 10
 """Blocks behind the highest node from which on a node is worth a sentence."""
 
 
-def diagnose(genesis: Genesis, answers: Sequence[Mapping[str, Any]]) -> list[str]:
+def diagnose(committee: Committee, answers: Sequence[Mapping[str, Any]]) -> list[str]:
     """The worst first, at least one sentence. `answers` are the nodes' statuses; one without a member's name in `node` is of
     a node that does not answer. Raises `Malformed` if a status lacks what this version's nodes tell."""
-    nodes = {str(a["node"]): a for a in answers if a.get("node") in {m.name for m in genesis.members}}
+    nodes = {str(a["node"]): a for a in answers if a.get("node") in {m.name for m in committee.members}}
     try:
-        return _diagnose(genesis, nodes)
+        return _diagnose(committee, nodes)
     except (KeyError, TypeError, AttributeError, ValueError):
         raise Malformed("a node's status is not in the agreed form; it may run another version") from None
 
 
-def _diagnose(genesis: Genesis, nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    size, quorum = len(genesis.members), genesis.quorum
-    silent = [m.name for m in genesis.members if m.name not in nodes]
+def _diagnose(committee: Committee, nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    size, quorum = committee.size, committee.quorum
+    silent = [m.name for m in committee.members if m.name not in nodes]
     said = [f"{name} has halted for ever: {s['halted']}" for name, s in nodes.items() if s["halted"]]
     said += _disagreements(nodes)
     said += [f"{name} does not vote now: {s['alarm']}" for name, s in nodes.items() if s["alarm"]]
@@ -36,7 +36,7 @@ def _diagnose(genesis: Genesis, nodes: Mapping[str, Mapping[str, Any]]) -> list[
         return said
     cut_off = {n: s for n, s in nodes.items() if len(s["peers"]) + 1 < quorum}
     for name, status in cut_off.items():
-        unlinked = [m.name for m in genesis.members if m.name not in (name, *status["peers"])]
+        unlinked = [m.name for m in committee.members if m.name not in (name, *status["peers"])]
         said.append(
             f"{name} cannot reach a quorum: it has no link to {_listed(unlinked)}; check the p2p addresses and the firewall"
         )
@@ -44,7 +44,7 @@ def _diagnose(genesis: Genesis, nodes: Mapping[str, Mapping[str, Any]]) -> list[
     lagging = [n for n, s in nodes.items() if highest - int(s["height"]) >= FAR_BEHIND]
     if lagging:
         said.append(f"{_listed(lagging)} {_is(lagging)} behind and catching up with height {highest}")
-    said.append(_progress(genesis, nodes, highest))
+    said.append(_progress(committee, nodes, highest))
     if silent:
         spare = len(nodes) - quorum
         said.append(
@@ -70,18 +70,18 @@ def _disagreements(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return said
 
 
-def _progress(genesis: Genesis, nodes: Mapping[str, Mapping[str, Any]], highest: int) -> str:
+def _progress(committee: Committee, nodes: Mapping[str, Mapping[str, Any]], highest: int) -> str:
     """Whether the chain moves, told by the node that is furthest; what it waits for if it does not."""
     status = max(nodes.values(), key=lambda s: (int(s["height"]), int(s["view"])))
     since, waiting = float(status["since_final_s"]), any(int(s["mempool"]) for s in nodes.values())
     if not waiting and status["timeout_in_s"] is None:
         return f"idle at height {highest}: nothing waits, the last block is {since:.0f} s old"
-    if since < 4 * genesis.base_timeout_ms / 1000:
+    if since < 4 * committee.genesis.base_timeout_ms / 1000:
         return f"moves: height {highest}, the last block is {since:.1f} s old"
-    view, size = status["view"], len(genesis.members)
+    view, size = status["view"], committee.size
     gave_up, absent = status["nullified_by"], status["no_notarize_from"]
     unheard = [n for n in absent if n in status["no_nullify_from"]]
-    sentence = f"waits for votes: no block for {since:.0f} s; view {view} of leader {status['leader']} needs {genesis.quorum} of {size}"
+    sentence = f"waits for votes: no block for {since:.0f} s; view {view} of leader {status['leader']} needs {committee.quorum} of {size}"
     if gave_up:
         sentence += f"; {_listed(gave_up)} gave the leader up"
     if unheard:

@@ -11,11 +11,12 @@ from typing import Annotated
 import msgspec
 
 from client.chain import now_ms
-from client.fhir import Part, Profile, read_bundle, split
+from client.fhir import Label, Part, Profile, named, read_bundle, split
 from client.session import Session
-from crypto import ces
+from crypto import ceas, ces
 from crypto.codec import Decoder, Wire, encode
 from crypto.errors import Denied, Malformed
+from crypto.parts import MAX_MESSAGE
 from crypto.seal import OVERHEAD, SealKey, seal
 from protocol.record import MAX_PARTS, digest
 from protocol.tx import Attest
@@ -25,11 +26,22 @@ MAX_RECORD = 96 << 20
 _SUITE = "diptych-record/x25519-sealedbox"
 
 
+class SignedPart(Wire, frozen=True):
+    """What the doctor signs and the patient seals as one message: who may not open it does not even see its label."""
+
+    label: Label
+    content: bytes
+
+
 class Record(Wire, frozen=True):
     """A signed record in the clear: the doctor's full signature and the parts it covers, in order."""
 
     signature: ces.FullSignature
-    messages: Annotated[tuple[bytes, ...], msgspec.Meta(min_length=1, max_length=MAX_PARTS)]
+    parts: Annotated[tuple[SignedPart, ...], msgspec.Meta(min_length=1, max_length=MAX_PARTS)]
+
+    @property
+    def messages(self) -> list[bytes]:
+        return [encode(part) for part in self.parts]
 
 
 class _Package(Wire, frozen=True):
@@ -37,21 +49,25 @@ class _Package(Wire, frozen=True):
     sealed: bytes
 
 
+decode_part = Decoder(SignedPart, "a part of the record", MAX_MESSAGE)
 _decode_record = Decoder(Record, "a signed record", MAX_RECORD)
 _decode_package = Decoder(_Package, "a record package", MAX_RECORD + OVERHEAD + 256)
 
 
 def header_digest(header: ces.Header) -> bytes:
-    """What stands on chain for a record's signed header; the header's own random record id salts it."""
+    """What stands on chain for a record's signed header; the root in it binds the content, and its tags hide that."""
     return digest("ces-header", encode(header))
 
 
 def open_package(data: bytes, patient: SealKey) -> Record:
-    """The record in a package sealed to `patient`; nothing about its signature is checked yet."""
+    """The record in a package sealed to `patient`, its labels distinct; nothing about its signature is checked yet."""
     package = _decode_package(data)
     if package.suite != _SUITE:
         raise Malformed(f"the package is of suite {package.suite!r}, which this version does not know")
-    return _decode_record(patient.open(package.sealed, "the record package"))
+    record = _decode_record(patient.open(package.sealed, "the record package"))
+    if len({part.label for part in record.parts}) < len(record.parts):
+        raise Malformed("the record has two parts with one label: ask its doctor to sign it again")
+    return record
 
 
 class Doctor:
@@ -59,12 +75,13 @@ class Doctor:
         self._session = session
 
     def sign(
-        self, bundle: bytes, patient: bytes, profile: Profile, rules: Sequence[ces.Rule] = ()
+        self, bundle: bytes, patient: bytes, profile: Profile, rules: Sequence[str] = ()
     ) -> tuple[bytes, bytes, list[Part]]:
         """Slice, group and sign a FHIR bundle for `patient` (public key) and attest it on both chains.
 
-        Returns the record id (16 bytes), the package for the patient, and the parts. Nothing is on chain before the bundle
-        is known to be sound. Raises `Malformed` for a bad bundle, `Denied` by the chains.
+        `rules` say which selections of parts may be extracted, in the language of `crypto.ceas` over the labels of parts and
+        groups. Returns the record id (16 bytes), the package for the patient, and the parts. Nothing is on chain before the
+        bundle is known to be sound. Raises `Malformed` for a bad bundle or rule, `Denied` by the chains.
         """
         session, home = self._session, self._session.home
         if home.ces is None:
@@ -72,21 +89,22 @@ class Doctor:
         session.progress("reading and slicing the bundle")
         parts = split(read_bundle(bundle), profile)
         session.progress("signing the parts")
-        header = ces.Header(
-            home.ces.suite,
-            os.urandom(16),
-            patient,
-            home.sign.public,
-            now_ms(),
-            tuple(p.label for p in parts),
-            profile.name,
-            tuple(rules),
+        signed = tuple(SignedPart(p.label, p.content) for p in parts)
+        names = named([p.label for p in parts])
+        record = os.urandom(16)
+        signature = ces.sign(
+            [encode(part) for part in signed],
+            home.ces,
+            record=record,
+            patient=patient,
+            doctor=home.sign.public,
+            created_ms=now_ms(),
+            profile=profile.name,
+            rules=[ceas.parse(rule, names, len(parts)) for rule in rules],
         )
-        messages = tuple(p.content for p in parts)
-        signature = ces.sign(header, messages, home.ces)
         sealed_to = session.chains["storage"].credential(patient).seal_key
-        package = encode(_Package(_SUITE, seal(sealed_to, encode(Record(signature, messages)))))
+        package = encode(_Package(_SUITE, seal(sealed_to, encode(Record(signature, signed)))))
         session.progress("attesting the record on both chains")
-        attest = Attest(header.record, patient, header_digest(header))
+        attest = Attest(record, patient, header_digest(signature.header))
         session.on_chains(lambda kind: session.chains[kind].execute(home.sign, attest))
-        return header.record, package, parts
+        return record, package, parts

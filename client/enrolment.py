@@ -8,8 +8,10 @@ from typing import Annotated
 
 import msgspec
 
+from crypto.abe import MAX_ATTRIBUTE_KEY_BYTES
 from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, UInt, Wire, encode
 from crypto.errors import Malformed
+from crypto.seal import OVERHEAD
 from crypto.sign import SigningKey, verify
 from protocol.identity import Attribute, CesKey, Role, SignedCredential
 
@@ -78,13 +80,33 @@ class Enrolment(Wire, frozen=True):
         verify(self.body.subject, "enrolment", encode(self.body), self.signature, "the enrolment")
 
 
+class RenewalBody(Wire, frozen=True):
+    subject: Bytes32
+    time_ms: UInt
+
+
+class Renewal(Wire, frozen=True):
+    """A certified person asks for the current week's attributes; signed by the subject's own key."""
+
+    body: RenewalBody
+    signature: Bytes64
+
+    @classmethod
+    def make(cls, subject: SigningKey, time_ms: int) -> "Renewal":
+        body = RenewalBody(subject.public, time_ms)
+        return cls(body, subject.sign("renewal", encode(body)))
+
+    def verify(self) -> None:
+        verify(self.body.subject, "renewal", encode(self.body), self.signature, "the renewal")
+
+
 class Enrolled(Wire, frozen=True):
     """The authority's answer: the credential, the CP-ABE public key, and the attribute key sealed to the subject. The signature
     covers all of it, so the public key can be trusted as the authority's."""
 
     credential: SignedCredential
     abe_public: Annotated[bytes, msgspec.Meta(max_length=4096)]
-    sealed_attribute_key: Annotated[bytes, msgspec.Meta(max_length=64 << 10)]
+    sealed_attribute_key: Annotated[bytes, msgspec.Meta(max_length=MAX_ATTRIBUTE_KEY_BYTES + OVERHEAD)]
     signature: Bytes64
 
     @classmethod
@@ -105,4 +127,5 @@ class Enrolled(Wire, frozen=True):
 
 _decode_invite = Decoder(Invite, "an invitation", MAX_ENROLMENT)
 decode_enrolment = Decoder(Enrolment, "an enrolment", MAX_ENROLMENT)
-decode_enrolled = Decoder(Enrolled, "an enrolment answer", 128 << 10)
+decode_renewal = Decoder(Renewal, "a renewal", 1 << 10)
+decode_enrolled = Decoder(Enrolled, "an enrolment answer", MAX_ATTRIBUTE_KEY_BYTES + (32 << 10))

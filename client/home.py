@@ -14,10 +14,11 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from configs.files import load_network, read, read_key, read_text, write, write_key
+from crypto.abe import MAX_ATTRIBUTE_KEY_BYTES, AttributeKey, PublicKey
 from crypto.ces import CesSigner
 from crypto.codec import Bytes32, Decoder, Wire, encode
 from crypto.errors import Conflict, NotFound, Unauthentic
-from crypto.fabeo import AttributeKey, PublicKey
+from crypto.schemes import read_attributes, read_public
 from crypto.seal import SealKey
 from crypto.sign import SigningKey
 from protocol.identity import SignedCredential
@@ -38,7 +39,7 @@ class _Enrolled(Wire, frozen=True):
 
 
 _decode_secrets = Decoder(_Secrets, "the secrets file", 64 << 10)
-_decode_enrolled = Decoder(_Enrolled, "the enrolment file", 256 << 10)
+_decode_enrolled = Decoder(_Enrolled, "the enrolment file", MAX_ATTRIBUTE_KEY_BYTES + (64 << 10))
 
 
 class Home:
@@ -91,11 +92,11 @@ class Home:
 
     @property
     def attribute_key(self) -> AttributeKey:
-        return AttributeKey.from_bytes(self._issued().attribute_key)
+        return read_attributes(self._issued().attribute_key)
 
     @property
     def abe_public(self) -> PublicKey:
-        return PublicKey.from_bytes(self._issued().abe_public)
+        return read_public(self._issued().abe_public)
 
     def _issued(self) -> _Enrolled:
         if self._enrolled is None:

@@ -13,11 +13,13 @@ import msgspec
 
 from client.chain import now_ms
 from client.doctor import MAX_RECORD, Record, header_digest, open_package
+from client.fhir import group_of, named
 from client.session import KINDS, Session
 from crypto import ces
+from crypto.abe import encapsulate
 from crypto.codec import Bytes32, Decoder, UInt, Wire, encode
+from crypto.epoch import EVERY_WEEK, in_week, week_at
 from crypto.errors import Conflict, Denied, Malformed, NotFound, Unauthentic
-from crypto.fabeo import encapsulate
 from crypto.parts import seal_part, wrap_key
 from crypto.policy import either, parse
 from crypto.seal import seal
@@ -32,6 +34,7 @@ from protocol.record import (
     Upload,
     UploadBody,
     View,
+    digest,
 )
 from protocol.tx import Publish, Rule
 
@@ -51,7 +54,8 @@ class _Part(Wire, frozen=True):
 
 
 class StoredRecord(Wire, frozen=True):
-    """A record as its patient keeps it; `version` 0 means not stored yet."""
+    """A record as its patient keeps it; `version` 0 means not stored yet. In `policies`, `@week` stands for the week in
+    which a version is made."""
 
     record: Record
     version: UInt
@@ -66,11 +70,22 @@ class StoredRecord(Wire, frozen=True):
     def policy_of(self, access: str) -> str | None:
         return dict(self.policies).get(access)
 
-    def index_of(self, label: str) -> int:
-        """The part with this label; `NotFound` listing the labels there are."""
-        if label not in self.header.labels:
-            raise NotFound(f"the record has no part {label!r}; its parts are {', '.join(self.header.labels)}")
-        return self.header.labels.index(label)
+    @property
+    def is_time_bound(self) -> bool:
+        """Whether a policy says `@week`."""
+        return any(in_week(text, "") != text for _, text in self.policies)
+
+    @property
+    def labels(self) -> list[str]:
+        return [part.label for part in self.record.parts]
+
+    def indices_of(self, name: str) -> tuple[int, ...]:
+        """The part with this label, or all parts of this group; `NotFound` listing the groups there are."""
+        found = named(self.labels).get(name)
+        if found is None:
+            groups = ", ".join(dict.fromkeys(map(group_of, self.labels)))
+            raise NotFound(f"the record has no part {name!r}; its parts are {groups}")
+        return found
 
 
 class _Pending(Wire, frozen=True):
@@ -86,9 +101,9 @@ _decode_stored = Decoder(StoredRecord, "a stored record", MAX_RECORD)
 _decode_pending = Decoder(_Pending, "a pending version", 3 * MAX_RECORD)
 
 
-def envelope_context(record: bytes, version: int, access: str) -> bytes:
-    """What binds a class key and its wraps to their place."""
-    return encode((record, version, access))
+def envelope_context(record: bytes, version: int, access: str, extract: bytes) -> bytes:
+    """What binds a class key and its wraps to their place and to the encoded extracted signature beside them."""
+    return encode((record, version, access, digest("extract", extract)))
 
 
 class Patient:
@@ -138,15 +153,14 @@ class Patient:
             raise Conflict(
                 f"the record is stored already, in version {stored.version}; use record move or record policy"
             )
-        labels = stored.header.labels
+        labels = stored.labels
         if set(access) != set(labels):
             raise Malformed("every part of the record needs an access class")
         self._session.progress("encrypting the parts")
-        tags = stored.record.signature.tags
         parts, blobs = [], []
         for index, (label, message) in enumerate(zip(labels, stored.record.messages, strict=True)):
             key = os.urandom(32)
-            blob = seal_part(key, record, index, 1, tags[index], message)
+            blob = seal_part(key, record, index, 1, stored.record.signature.tag(index), message)
             parts.append(_Part(access[label], key, 1, BlobRef.of(blob)))
             blobs.append(blob)
         used = {p.access for p in parts}
@@ -157,12 +171,13 @@ class Patient:
             msgspec.structs.replace(stored, parts=tuple(parts), policies=kept, purposes=purposes), blobs
         )
 
-    def move(self, record: bytes, label: str, access: str, policy: str | None = None) -> StoredRecord:
-        """Put one part into another access class by re-encrypting keys alone (eq. 19). A new class needs a policy."""
+    def move(self, record: bytes, name: str, access: str, policy: str | None = None) -> StoredRecord:
+        """Put a part, or all parts of a group, into another access class by re-encrypting keys alone (eq. 19). A new class
+        needs a policy. `Denied` if the doctor's rules forbid what the classes would then hold."""
         stored = self._stored(record)
-        index = stored.index_of(label)
-        if stored.parts[index].access == access:
-            raise Conflict(f"{label} is {access} already")
+        indices = stored.indices_of(name)
+        if all(stored.parts[index].access == access for index in indices):
+            raise Conflict(f"{name} is {access} already")
         known = stored.policy_of(access)
         if known is None and policy is None:
             raise Malformed(f"the record has no access class {access!r}; give it a policy, or use one of "
@@ -170,7 +185,8 @@ class Patient:
         if known is not None and policy is not None:
             raise Malformed(f"the access class {access!r} has a policy; change it with record policy")
         parts = list(stored.parts)
-        parts[index] = msgspec.structs.replace(parts[index], access=access)
+        for index in indices:
+            parts[index] = msgspec.structs.replace(parts[index], access=access)
         policies = dict(stored.policies)
         if policy is not None:
             policies[access] = str(parse(policy))
@@ -183,6 +199,24 @@ class Patient:
             raise NotFound(f"the record has no access class {min(unknown)!r}")
         changed = dict(stored.policies) | {name: str(parse(text)) for name, text in policies.items()}
         return self._advance(self._with(stored, list(stored.parts), changed), [])
+
+    def time_bound(self) -> list[bytes]:
+        """The stored records with a policy that says `@week`."""
+        return [
+            record
+            for record in self.records()
+            if (found := self.load(record)).version and found.is_time_bound
+        ]
+
+    def renew(self, record: bytes) -> StoredRecord:
+        """Re-encrypt the keys of a record whose policies say `@week` for this week: who was not certified since is left out."""
+        stored = self._stored(record)
+        if not stored.is_time_bound:
+            raise Conflict(
+                f"no policy of the record has a time-bound attribute such as status:active{EVERY_WEEK}, "
+                "so there is nothing to renew; change one with record policy"
+            )
+        return self._advance(stored, [])
 
     def log(self, record: bytes) -> list[tuple[ChainKind, Receipt]]:
         """Every access request for the record on both chains, allowed or denied, oldest first."""
@@ -220,8 +254,11 @@ class Patient:
         """Build the next version of `stored`, write it down, send it."""
         stored = msgspec.structs.replace(stored, version=stored.version + 1)
         self._session.progress("encrypting the keys under the policies")
+        week, messages = week_at(now_ms()), stored.record.messages
+        policies = {access: str(parse(in_week(text, week))) for access, text in stored.policies}
         envelopes = {
-            access: encode(self._envelope(stored, access, policy)) for access, policy in stored.policies
+            access: encode(self._envelope(stored, messages, access, policy))
+            for access, policy in policies.items()
         }
         shared = {access: data for access, data in envelopes.items() if access != PRIVATE}
         if not shared:
@@ -230,25 +267,25 @@ class Patient:
             )
         reach = {"storage": envelopes, "sharing": shared}
         views = {kind: self._view(kind, stored, reach[kind]) for kind in KINDS}
-        publications = tuple((kind, self._publication(kind, stored, views[kind])) for kind in KINDS)
+        publications = tuple((kind, self._publication(kind, stored, policies, views[kind])) for kind in KINDS)
         blobs = (*envelopes.values(), *new_blobs)
         pending = _Pending(stored, tuple(views.values()), blobs, publications)
         self._home.save(f"pending-{stored.header.record.hex()}", encode(pending))
         self._send(pending)
         return stored
 
-    def _envelope(self, stored: StoredRecord, access: str, policy: str) -> Envelope:
+    def _envelope(self, stored: StoredRecord, messages: list[bytes], access: str, policy: str) -> Envelope:
         record, version = stored.header.record, stored.version
-        context = envelope_context(record, version, access)
-        header, class_key = encapsulate(self._home.abe_public, policy, context)
         indices = [i for i, part in enumerate(stored.parts) if part.access == access]
+        extract = encode(stored.record.signature.extract(messages, indices))
+        context = envelope_context(record, version, access, extract)
+        header, class_key = encapsulate(self._home.abe_public, policy, context)
         sealed = tuple(
             SealedPart(i, part.sealed_in, part.blob, wrap_key(class_key, context, i, part.key))
             for i in indices
             for part in (stored.parts[i],)
         )
-        extract = stored.record.signature.extract(stored.record.messages, indices)
-        return Envelope(record, version, access, policy, header, sealed, encode(extract))
+        return Envelope(record, version, access, policy, header, sealed, extract)
 
     def _view(self, kind: ChainKind, stored: StoredRecord, envelopes: Mapping[str, bytes]) -> View:
         refs = tuple(BlobRef.of(envelopes[access]) for access in sorted(envelopes))
@@ -257,10 +294,11 @@ class Patient:
             chain_id, stored.header.record, stored.version, stored.header.patient, os.urandom(32), refs
         )
 
-    def _publication(self, kind: ChainKind, stored: StoredRecord, view: View) -> Publish:
+    def _publication(
+        self, kind: ChainKind, stored: StoredRecord, policies: Mapping[str, str], view: View
+    ) -> Publish:
         """The index entry, sealed to the chain, with the rule by which the contract hands it out: on the storage chain who may
         read the private class, on the sharing chain who may read any other."""
-        policies = dict(stored.policies)
         if kind == "storage" and PRIVATE in policies:
             policy = policies[PRIVATE]
         else:

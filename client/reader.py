@@ -7,14 +7,14 @@ the parts that were opened. On any failure nothing is returned.
 
 from dataclasses import dataclass, field
 
-from client.doctor import header_digest
+from client.doctor import decode_part, header_digest
 from client.fhir import join
 from client.patient import envelope_context
 from client.session import Session
 from crypto import ces
+from crypto.abe import decapsulate
 from crypto.codec import Bytes16, Bytes32, Decoder, Wire, encode
-from crypto.errors import Denied, NotFound, Unauthentic
-from crypto.fabeo import decapsulate
+from crypto.errors import Denied, Malformed, NotFound, Unauthentic
 from crypto.parts import open_part, unwrap_key
 from protocol.contract import Receipt
 from protocol.identity import ChainKind, Purpose, SignedTicket
@@ -111,7 +111,7 @@ class Reader:
 
     def _class_key(self, envelope: Envelope) -> bytes | None:
         """The class key, or None if the home's attributes do not satisfy the envelope's policy."""
-        context = envelope_context(envelope.record, envelope.version, envelope.access_class)
+        context = _context(envelope)
         try:
             return decapsulate(
                 self._home.abe_public, self._home.attribute_key, envelope.policy, envelope.header, context
@@ -124,7 +124,7 @@ class Reader:
     ) -> ces.Extract:
         """Decrypt the envelope's parts and check the doctor's extracted signature over them; adds them to `into` by label."""
         record = envelope.record
-        context = envelope_context(record, envelope.version, envelope.access_class)
+        context = _context(envelope)
         found: dict[int, tuple[bytes, bytes]] = {}
         for part in envelope.parts:
             key = unwrap_key(class_key, context, part.index, part.wrapped_key)
@@ -140,5 +140,13 @@ class Reader:
         entry = self._session.chains["sharing"].record(record)
         if entry.header != header_digest(header):
             raise Unauthentic("the record differs from what its doctor attested on chain")
-        into.update({header.labels[index]: message for index, (_, message) in found.items()})
+        for index in extract.kept:
+            signed = decode_part(found[index][1])
+            if signed.label in into:
+                raise Malformed("the record has two parts with one label: ask its doctor to sign it again")
+            into[signed.label] = signed.content
         return extract
+
+
+def _context(envelope: Envelope) -> bytes:
+    return envelope_context(envelope.record, envelope.version, envelope.access_class, envelope.extract)

@@ -6,12 +6,13 @@ from typing import TypeVar
 
 import httpx2
 
-from client.chain import ChainClient, checked, http_client
+from client.chain import ChainClient, checked, http_client, now_ms
 from client.cloud import CloudClient
-from client.enrolment import Enrolment, EnrolmentBody, Invite, decode_enrolled
+from client.enrolment import Enrolment, EnrolmentBody, Invite, Renewal, decode_enrolled
 from client.home import Home
 from crypto.codec import encode
-from crypto.errors import Conflict, Malformed, Unavailable
+from crypto.epoch import renewed, week_at
+from crypto.errors import Conflict, Malformed, Unauthentic, Unavailable
 from protocol.identity import CesKey, ChainKind
 
 T = TypeVar("T")
@@ -64,16 +65,32 @@ class Session:
         ces = CesKey(home.ces.suite, home.ces.public) if home.ces else None
         enrolment = Enrolment.make(EnrolmentBody(invite, home.sign.public, home.seal.public, ces), home.sign)
         self.progress("asking the authority to certify the keys on both chains")
+        self._ask_authority("enrol", encode(enrolment))
+
+    @property
+    def is_renewal_due(self) -> bool:
+        """Whether the home holds time-bound attributes of another week than this."""
+        week, credential = week_at(now_ms()), self.home.credential.credential
+        return any(renewed(name, week) != name for name in credential.attributes)
+
+    def renew(self) -> None:
+        """Have the home's time-bound attributes certified and its attribute key issued for this week; safe to repeat."""
+        self.progress("asking the authority for this week's attributes")
+        self._ask_authority("renew", encode(Renewal.make(self.home.sign, now_ms())))
+
+    def _ask_authority(self, what: str, content: bytes) -> None:
+        """Post a request of the home's person and keep what the authority issues."""
+        home = self.home
         try:
             with http_client(150) as http:
-                response = checked(
-                    http.post(f"{home.network.authority.url}/v1/enrol", content=encode(enrolment))
-                )
+                response = checked(http.post(f"{home.network.authority.url}/v1/{what}", content=content))
         except httpx2.HTTPError as error:
             raise Unavailable(
                 f"the authority does not answer ({type(error).__name__}); try again later"
             ) from None
         enrolled = decode_enrolled(response.content)
-        enrolled.verify(authority)
+        enrolled.verify(bytes.fromhex(home.network.authority.key))
+        if enrolled.credential.credential.subject != home.sign.public:
+            raise Unauthentic("the authority answered with the credential of another person; ask again")
         attribute_key = home.seal.open(enrolled.sealed_attribute_key, "the attribute key")
         home.enrol(enrolled.credential, attribute_key, enrolled.abe_public)

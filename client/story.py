@@ -23,9 +23,9 @@ from client.reader import OpenedRecord, Reader
 from client.session import KINDS, Session
 from configs.files import load_network
 from crypto import ces
+from crypto.abe import decapsulate
 from crypto.codec import encode
 from crypto.errors import Denied, DiptychError
-from crypto.fabeo import decapsulate
 from protocol.contract import Receipt
 from protocol.identity import ChainKind, Purpose, Role
 
@@ -139,13 +139,11 @@ class Story:
         patient = Patient(self._people["patient"])
         signed = patient.receive(package)
         rules = load_profile(signed.header.profile)
-        access = {g.label: g.access for g in (*rules.groups, *rules.derived)}
+        access = {label: rules.access_of(label) for label in signed.labels}
         stored, seconds = _timed(patient.store, record, access, DEFAULT_POLICIES, DEFAULT_PURPOSES)
         for name, policy in stored.policies:
             labels = [
-                label
-                for label, part in zip(stored.header.labels, stored.parts, strict=True)
-                if part.access == name
+                label for label, part in zip(stored.labels, stored.parts, strict=True) if part.access == name
             ]
             self._say(f"{name:8} {', '.join(labels)}\n         who: {policy}")
         ciphertext = sum(p.blob.size for p in stored.parts)
@@ -169,7 +167,7 @@ class Story:
     def _colleague_reads(self, record: bytes, stored: StoredRecord, bundle: bytes) -> OpenedRecord:
         self._title("A doctor with the right attributes asks the storage chain and opens everything")
         opened = self._read("colleague", record, "storage", "treatment")
-        _expect(set(opened.parts) == set(stored.header.labels), "the colleague opens every part")
+        _expect(set(opened.parts) == set(stored.labels), "the colleague opens every part")
         _expect(tokens_equal(opened.bundle(), bundle), "the bundle comes back token for token")
         self._say(f"all {len(opened.parts)} parts; the exported bundle equals the doctor's, token for token")
         self._show_sizes(record)
@@ -207,7 +205,9 @@ class Story:
         wanted = [part.blob for envelope in envelopes for part in envelope.parts]
         _, _, blobs = researcher.cloud.fetch(index, ticket, researcher.home.sign, wanted)
         for envelope in envelopes:
-            context = envelope_context(head.view.record, head.view.version, envelope.access_class)
+            context = envelope_context(
+                head.view.record, head.view.version, envelope.access_class, envelope.extract
+            )
             home = stranger.home
             refusal = _refused(
                 decapsulate, home.abe_public, home.attribute_key, envelope.policy, envelope.header, context
@@ -216,13 +216,13 @@ class Story:
 
     def _move(self, record: bytes, stored: StoredRecord) -> StoredRecord:
         label = next(
-            name for name in ("m8", "m9", "m1") if stored.parts[stored.index_of(name)].access == PRIVATE
+            name for name in ("m8", "m9", "m1") if stored.parts[stored.indices_of(name)[0]].access == PRIVATE
         )
         self._title(
             f"The patient moves {label} from private to shared: keys are encrypted anew, data is not touched"
         )
         before = {p.blob.hash for p in stored.parts}
-        index = stored.index_of(label)
+        [index] = stored.indices_of(label)
         moved, seconds = _timed(Patient(self._people["patient"]).move, record, label, "shared")
         self._say(f"version {stored.version} -> {moved.version}", seconds)
         self._say(f"ciphertext of {label} before {stored.parts[index].blob.hash.hex()[:32]}…")
@@ -356,9 +356,7 @@ def tell(folder: Path, bundle: Path | None, control: Control, invite: Inviter) -
 
 
 def _labels(stored: StoredRecord, access: str) -> set[str]:
-    return {
-        label for label, part in zip(stored.header.labels, stored.parts, strict=True) if part.access == access
-    }
+    return {label for label, part in zip(stored.labels, stored.parts, strict=True) if part.access == access}
 
 
 def _timed(work: Callable[..., T], *args: object) -> tuple[T, float]:

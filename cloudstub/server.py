@@ -39,7 +39,7 @@ from configs.web import EXCEPTION_HANDLERS, problem
 from crypto.codec import encode
 from crypto.errors import Denied, Malformed, NotFound
 from crypto.sign import PUBLIC_BYTES, SigningKey
-from protocol.quorum import MAX_MEMBERS
+from protocol.block import Committee
 from protocol.record import (
     MAX_ENVELOPE,
     BlobRef,
@@ -60,7 +60,8 @@ MAX_SKEW_MS = 60_000
 CHUNK = 256 << 10
 _IDLE_S = 30
 
-Chain = tuple[tuple[bytes, ...], int]
+Chain = Callable[[int], Committee]
+"""The present members of a chain, at least those of the epoch given if there is such a one; may wait for the network."""
 """The public keys of a chain's nodes, in their order, and how many of them make a ticket valid."""
 
 _log = structlog.get_logger("cloud")
@@ -94,10 +95,7 @@ def _unix_ms() -> int:
 
 @dataclass(frozen=True)
 class CloudConfig:
-    """Everything that `create_app` needs; `clock` gives Unix milliseconds.
-
-    Raises `Malformed` if keys or quorums make no sense.
-    """
+    """Everything that `create_app` needs; `clock` gives Unix milliseconds."""
 
     folder: Path
     key: SigningKey
@@ -109,13 +107,6 @@ class CloudConfig:
     def __post_init__(self) -> None:
         if len(self.authority) != PUBLIC_BYTES:
             raise Malformed(f"the authority's public key must have {PUBLIC_BYTES} bytes")
-        for name, (members, quorum) in self.chains.items():
-            if any(len(member) != PUBLIC_BYTES for member in members) or len(set(members)) != len(members):
-                raise Malformed(f"the members of chain {name} must be different keys of {PUBLIC_BYTES} bytes")
-            if not 1 <= quorum <= len(members) <= MAX_MEMBERS:
-                raise Malformed(
-                    f"the quorum of chain {name} must lie between 1 and its {len(members)} members"
-                )
 
 
 def create_app(config: CloudConfig) -> Starlette:
@@ -273,7 +264,7 @@ class _Cloud:
         if view is None:
             raise NotFound("no record lies at this address; ask for the record's newest index entry")
         now = self._config.clock()
-        _authorise(body, view, self._config.chains, now)
+        await _authorise(body, view, self._config.chains, now)
         envelopes, parts = await asyncio.to_thread(self._read_view, view, body.wanted)
         # Last of all checks, so that only who may read can make this table grow; first of all effects.
         if not await self._store.use_nonce(body.requester, body.nonce, body.time_ms + MAX_SKEW_MS, now):
@@ -334,7 +325,7 @@ def _missing(what: str) -> Malformed:
     )
 
 
-def _authorise(body: DownloadBody, view: View, chains: Mapping[str, Chain], now_ms: int) -> None:
+async def _authorise(body: DownloadBody, view: View, chains: Mapping[str, Chain], now_ms: int) -> None:
     """Raise `Unauthentic` or `Denied` unless the requester may read this view now."""
     index = body.index
     index.verify(view.patient)
@@ -348,8 +339,8 @@ def _authorise(body: DownloadBody, view: View, chains: Mapping[str, Chain], now_
         )
     if view.chain_id not in chains:
         raise Denied("this cloud no longer serves the chain of this record")
-    members, quorum = chains[view.chain_id]
-    ticket = body.ticket.verify(view.chain_id, members, quorum, now_ms)
+    committee = await asyncio.to_thread(chains[view.chain_id], body.ticket.epoch)
+    ticket = body.ticket.verify(view.chain_id, committee.epoch, committee.keys, committee.quorum, now_ms)
     if ticket.requester != body.requester:
         raise Denied("the ticket was issued to somebody else; request access yourself")
     if (ticket.record, ticket.version, ticket.commit) != (view.record, view.version, view.commit):

@@ -16,11 +16,15 @@ from pydantic_settings import (
 )
 
 from configs.files import read_text
+from crypto import schemes
 from crypto.errors import Malformed
 from protocol.quorum import Mode
 
 Transport = Literal["libp2p", "tls"]
 """What carries a chain's messages: py-libp2p, or mutual TLS 1.3. All nodes of a chain use the same."""
+
+Pairing = Literal["mcl", "mcl-plain", "arkworks"]
+"""The library that computes pairings (`crypto.group`)."""
 
 
 class Layered(BaseSettings):
@@ -76,7 +80,8 @@ class _RelativePaths(TomlConfigSettingsSource):
 
 
 class Settings(Layered):
-    """Common to all daemons: the listening HTTP address, the network file, the folders of keys and data."""
+    """Common to all daemons: the listening HTTP address, the network file, the folders of keys and data, and the pairing library to be
+    preferred to the fastest."""
 
     network: Path
     keys: Path
@@ -86,6 +91,7 @@ class Settings(Layered):
     passphrase_command: str | None = None
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     log_json: bool = False
+    pairing: Pairing | None = None
 
     @field_validator("network", "keys", "data")
     @classmethod
@@ -127,7 +133,7 @@ class AuthoritySettings(Settings):
 
 
 class NetworkSettings(Layered):
-    """The shape of a new network: how many nodes a chain, which quorum, how patient."""
+    """The shape of a new network: how many nodes a chain, which quorum, how patient, which CP-ABE scheme."""
 
     storage: int = Field(default=4, ge=1, le=32)
     sharing: int = Field(default=4, ge=1, le=32)
@@ -135,3 +141,4 @@ class NetworkSettings(Layered):
     transport: Transport = "libp2p"
     base_timeout_ms: int = Field(default=1000, ge=50, le=60_000)
     term_length: int = Field(default=64, ge=1, le=1024)
+    scheme: schemes.Name = "fabeo"

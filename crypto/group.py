@@ -1,14 +1,13 @@
 """BLS12-381: the groups G1, G2, GT of prime order `ORDER` and the pairing e: G1 x G2 -> GT.
 
-The only module that touches a pairing library, so that another can take its place behind the same bytes: mcl
-(pymcl) computes, arkworks (py_arkworks_bls12381) hashes to the curve by RFC 9380. Scalars are Python
-integers, taken modulo `ORDER`.
+What computes is one of the pairing libraries in `crypto.pairing`: `use` chooses it, after a self-test, and the choice
+stands when this module is imported. All of them stand behind the same bytes, so what one made the others take.
+Scalars are Python integers, taken modulo `ORDER`.
 
 - Points on the wire are in the compressed form of ZCash (big-endian x with three flag bits, as in the
   pairing-friendly curves draft of the CFRG): one point, one encoding. A decoded point is on the curve, in the
   subgroup of order `ORDER`, and not the identity.
-- GT elements are decoded nowhere but in public keys, after a membership test from the definition of the group
-  (`GT.from_bytes`).
+- GT elements have bytes to be hashed, and are decoded nowhere: what comes from outside is points.
 - Scalars come from the operating system through `random_scalar`. mcl's own generator reads ahead through a
   buffer that forked processes inherit, so they would all draw the same "random" scalars.
 - Nothing here runs in constant time: code that multiplies by a long-lived secret whenever a stranger asks
@@ -16,16 +15,15 @@ integers, taken modulo `ORDER`.
 """
 
 import os
-from collections.abc import Callable, Iterable
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache, reduce
 from typing import Any, ClassVar, Self
 
-import pymcl
-from py_arkworks_bls12381 import G1Point
+from crypto.errors import Malformed, Unavailable
+from crypto.pairing.backend import COMPRESSED, IDENTITY, Backend, Curve, self_test
+from crypto.pairing.backend import ORDER as ORDER
 
-from crypto.errors import Malformed
-
-ORDER = 0x73EDA753299D7D483339D80809A1D80553BDA402FFFE5BFEFFFFFFFF00000001
 SCALAR_BYTES = 32
 WIDE_BYTES = 48
 """Uniform bytes to reduce to one scalar: 129 bits more than `ORDER` has, so the bias is below 2**-128."""
@@ -34,9 +32,13 @@ G2_BYTES = 96
 GT_BYTES = 576
 
 _DST = b"DIPTYCH-V01-with-BLS12381G1_XMD:SHA-256_SSWU_RO_"
-_FIELD = 0x1A0111EA397FE69A4B1BA7B6434BACD764774B84F38512BF6730D2A0F6B0F6241EABFFFEB153FFFFB9FEFFFFFFFFAAAB
-_COMPRESSED, _IDENTITY, _LARGER_Y = 0x80, 0x40, 0x20
-_FLAGS = _COMPRESSED | _IDENTITY | _LARGER_Y
+_WINDOW = 8
+"""Bits of a scalar that one entry of a table takes care of."""
+_WORTH_A_TABLE = 64
+"""Multiplications of one element after which making a table for it was not too early."""
+
+
+# --- scalars ---
 
 
 def scalar_from_wide(data: bytes) -> int:
@@ -64,79 +66,139 @@ def scalar_from_bytes(data: bytes) -> int:
     return scalar
 
 
-def _native_scalar(scalar: int) -> Any:
-    return pymcl.Fr.deserialize((scalar % ORDER).to_bytes(SCALAR_BYTES, "little"))
+# --- elements ---
+
+
+class _Table:
+    """Multiples of an element that is multiplied often, or its powers.
+
+    The table holds d * 2**(8 i) times the element for every digit d and place i, and is made when it pays.
+    """
+
+    __slots__ = ("_add", "_element", "_multiply", "_places", "_uses")
+
+    def __init__(
+        self, element: Any, add: Callable[[Any, Any], Any], multiply: Callable[[Any, int], Any]
+    ) -> None:
+        self._element, self._add, self._multiply = element, add, multiply
+        self._places: list[list[Any]] = []
+        self._uses = 0
+
+    def build(self) -> None:
+        places, unit = [], self._element
+        for _ in range(0, ORDER.bit_length(), _WINDOW):
+            multiples = [unit]
+            while len(multiples) < (1 << _WINDOW) - 1:
+                multiples.append(self._add(multiples[-1], unit))
+            places.append(multiples)
+            unit = self._add(multiples[-1], unit)
+        self._places = places
+
+    def times(self, scalar: int) -> Any:
+        if not self._places:
+            self._uses += 1
+            if self._uses <= _WORTH_A_TABLE or not scalar:
+                return self._multiply(self._element, scalar)
+            self.build()
+        digits = scalar.to_bytes(len(self._places), "little")
+        chosen = [place[digit - 1] for place, digit in zip(self._places, digits, strict=True) if digit]
+        return reduce(self._add, chosen) if chosen else self._multiply(self._element, 0)
 
 
 class _Point:
-    """What G1 and G2 share.
+    """What G1 and G2 share."""
 
-    mcl writes x little-endian with the parity of y, ZCash x big-endian with the order of y and -y.
-    """
-
-    __slots__ = ("_native",)
+    __slots__ = ("_native", "_table")
     SIZE: ClassVar[int]
-    _kind: ClassVar[Any]
+    _curve: ClassVar[Curve]
 
     def __init__(self, native: Any) -> None:
         self._native = native
+        self._table: _Table | None = None
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(self._native + other._native)
-
-    def __sub__(self, other: Self) -> Self:
-        return type(self)(self._native - other._native)
+        if type(other) is not type(self):
+            return NotImplemented
+        return type(self)(self._curve.add(self._native, other._native))
 
     def __neg__(self) -> Self:
-        return type(self)(-self._native)
+        return type(self)(self._curve.negate(self._native))
+
+    def __sub__(self, other: Self) -> Self:
+        return self + -other
 
     def __mul__(self, scalar: int) -> Self:
-        return type(self)(self._native * _native_scalar(scalar))
+        if self._table:
+            return type(self)(self._table.times(scalar % ORDER))
+        return type(self)(self._curve.multiply(self._native, scalar % ORDER))
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and bool(self._native == other._native)
+        return type(other) is type(self) and self._curve.equal(self._native, other._native)
 
     def __hash__(self) -> int:
         return hash(self.to_bytes())
 
     @property
     def is_identity(self) -> bool:
-        return bool(self._native.is_zero())
+        return self._curve.is_identity(self._native)
 
-    def _has_larger_y(self) -> bool:
-        _, *coordinates = map(int, str(self._native).split())
-        y = coordinates[len(coordinates) // 2 :]
-        return next(2 * part > _FIELD for part in reversed(y) if part)
+    def as_base(self) -> Self:
+        """The same point, for many multiplications: after some it has a table for them."""
+        base = type(self)(self._native)
+        base._become_base(self._native)
+        return base
+
+    def _become_base(self, native: Any) -> None:
+        self._native = native
+        self._table = _Table(native, self._curve.add, self._curve.multiply)
 
     def to_bytes(self) -> bytes:
         """`SIZE` bytes."""
-        if self.is_identity:
-            return bytes([_COMPRESSED | _IDENTITY]) + bytes(self.SIZE - 1)
-        data = bytearray(reversed(self._native.serialize()))
-        data[0] = data[0] & ~_FLAGS | _COMPRESSED | (_LARGER_Y if self._has_larger_y() else 0)
-        return bytes(data)
+        return self._curve.encode([self._native])[0]
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         """The point, or `Malformed` unless `data` encodes a point of the group other than the identity."""
+        return cls._decode(data, True)
+
+    @classmethod
+    def from_bytes_to_compare(cls, data: bytes) -> Self:
+        """As `from_bytes`, but the point may be outside the group.
+
+        Only for callers who afterwards compare `data` with the encoding of a point that they made, and until
+        then let nothing out that depends on it: that comparison is the stronger check.
+        """
+        return cls._decode(data, False)
+
+    @classmethod
+    def _decode(cls, data: bytes, in_group: bool) -> Self:
         name = cls.__name__
         if len(data) != cls.SIZE:
             raise Malformed(f"a point of {name} has {cls.SIZE} bytes, not {len(data)}")
-        if data[0] & (_COMPRESSED | _IDENTITY) != _COMPRESSED:
+        if data[0] & (COMPRESSED | IDENTITY) != COMPRESSED:
             raise Malformed(f"a point of {name} must be compressed and not the identity")
-        x = bytearray(data)
-        x[0] &= ~_FLAGS & 0xFF
         try:
-            point = cls(cls._kind.deserialize(bytes(reversed(x))))
+            return cls(cls._curve.decode(data, in_group))
         except ValueError:
-            raise Malformed(f"these bytes are no point of {name}") from None
-        if point.is_identity:
-            raise Malformed(f"a point of {name} must not be the identity")
-        if point._has_larger_y() != bool(data[0] & _LARGER_Y):
-            point = -point
-        if point.to_bytes() != data:
-            raise Malformed(f"a point of {name} is not canonically encoded")
-        return point
+            raise Malformed(f"these bytes are no canonical point of {name}") from None
+
+    @classmethod
+    def combine(cls, rows: Sequence[Sequence[tuple[Self, int]]]) -> list[Self]:
+        """For each row of (point, scalar), the sum of the products: multi-exponentiations, many at a time."""
+        scaled = [[(p._native, s % ORDER) for p, s in row if s != 1] for row in rows]
+        sums = iter(cls._curve.combine([row for row in scaled if row]))
+        combined = []
+        for row, products in zip(rows, scaled, strict=True):
+            parts = [p._native for p, s in row if s == 1]
+            if products:
+                parts.append(next(sums))
+            combined.append(cls(reduce(cls._curve.add, parts)))
+        return combined
+
+    @classmethod
+    def encode(cls, points: Sequence[Self]) -> bytes:
+        """The bytes of all points, one after the other."""
+        return b"".join(cls._curve.encode([point._native for point in points]))
 
 
 class G1(_Point):
@@ -144,7 +206,6 @@ class G1(_Point):
 
     __slots__ = ()
     SIZE = G1_BYTES
-    _kind = pymcl.G1
 
 
 class G2(_Point):
@@ -152,83 +213,61 @@ class G2(_Point):
 
     __slots__ = ()
     SIZE = G2_BYTES
-    _kind = pymcl.G2
 
 
 class GT:
     """An element of the target group, written multiplicatively."""
 
-    __slots__ = ("_native",)
+    __slots__ = ("_native", "_table")
+    _backend: ClassVar[Backend]
 
     def __init__(self, native: Any) -> None:
         self._native = native
+        self._table: _Table | None = None
 
     def __mul__(self, other: "GT") -> "GT":
-        return GT(self._native * other._native)
+        return GT(self._backend.gt_multiply(self._native, other._native))
 
     def __pow__(self, scalar: int) -> "GT":
-        return GT(self._native ** _native_scalar(scalar))
+        if self._table:
+            return GT(self._table.times(scalar % ORDER))
+        return GT(self._backend.gt_power(self._native, scalar % ORDER))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, GT) and bool(self._native == other._native)
+        return isinstance(other, GT) and self.to_bytes() == other.to_bytes()
 
     def __hash__(self) -> int:
         return hash(self.to_bytes())
 
+    def as_base(self) -> "GT":
+        """The same element, for many powers: after some it has a table for them."""
+        base = GT(self._native)
+        base._table = _Table(self._native, self._backend.gt_multiply, self._backend.gt_power)
+        return base
+
     def to_bytes(self) -> bytes:
         """`GT_BYTES` bytes: the twelve field coordinates, little-endian."""
-        return bytes(self._native.serialize())
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> "GT":
-        """The element, or `Malformed` unless `data` encodes one of order `ORDER`. For public keys only."""
-        if len(data) != GT_BYTES:
-            raise Malformed(f"an element of GT has {GT_BYTES} bytes, not {len(data)}")
-        try:
-            native = pymcl.GT.deserialize(data)
-        except ValueError:
-            raise Malformed("these bytes are no element of GT") from None
-        if native.serialize() != data:
-            raise Malformed("an element of GT is not canonically encoded")
-        if native.is_one() or not _has_group_order(native):
-            raise Malformed("these bytes are no element of GT, or are its identity")
-        return cls(native)
+        return self._backend.gt_encode(self._native)
 
 
-def _has_group_order(native: Any) -> bool:
-    """Whether native**ORDER is one.
-
-    By plain multiplications: mcl reduces an exponent modulo `ORDER`, which takes the answer for granted.
-    """
-    power = native
-    for bit in bin(ORDER)[3:]:
-        power = power * power
-        if bit == "1":
-            power = power * native
-    return bool(power.is_one())
-
-
-G1_GENERATOR = G1(pymcl.g1)
-G2_GENERATOR = G2(pymcl.g2)
+G1_GENERATOR = G1(None)
+G2_GENERATOR = G2(None)
 
 
 def pairing_product(pairs: Iterable[tuple[G1, G2]]) -> GT:
-    """The product of e(p, q) over `pairs`."""
-    product = pymcl.GT()
-    for p, q in pairs:
-        product = product * pymcl.pairing(p._native, q._native)
-    return GT(product)
+    """The product of e(p, q) over at least one of `pairs`."""
+    return GT(GT._backend.pairing_product([(p._native, q._native) for p, q in pairs]))
 
 
 @cache
 def gt_generator() -> GT:
     """e(G1_GENERATOR, G2_GENERATOR)."""
-    return pairing_product([(G1_GENERATOR, G2_GENERATOR)])
+    return pairing_product([(G1_GENERATOR, G2_GENERATOR)]).as_base()
 
 
 def hash_to_g1(message: bytes, dst: bytes) -> G1:
     """RFC 9380, suite BLS12381G1_XMD:SHA-256_SSWU_RO_, under the domain separation tag `dst`."""
-    return G1.from_bytes(G1Point.hash_to_curve(message, dst).to_compressed_bytes())
+    return G1(GT._backend.hash_to_g1(message, dst))
 
 
 @lru_cache(maxsize=4096)
@@ -236,3 +275,86 @@ def hash_name(domain: str, name: str) -> G1:
     """The point of `name` in `domain`; both carry their length, so no two pairs hash the same message."""
     parts = (part.encode() for part in (domain, name))
     return hash_to_g1(b"".join(len(part).to_bytes(4, "big") + part for part in parts), _DST)
+
+
+# --- the library that computes ---
+
+
+def _mcl() -> Backend:
+    from crypto.pairing.mcl import Mcl
+
+    return Mcl()
+
+
+def _mcl_plain() -> Backend:
+    from crypto.pairing.mcl_plain import MclPlain
+
+    return MclPlain()
+
+
+def _arkworks() -> Backend:
+    from crypto.pairing.arkworks import Arkworks
+
+    return Arkworks()
+
+
+BACKENDS: dict[str, Callable[[], Backend]] = {"mcl": _mcl, "mcl-plain": _mcl_plain, "arkworks": _arkworks}
+"""The fastest first."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The library in use, and why each that was to be preferred is not."""
+
+    name: str
+    refused: tuple[str, ...]
+
+    @property
+    def notice(self) -> str | None:
+        """What an operator should read, if anything."""
+        if not self.refused:
+            return None
+        return (
+            f"pairings are computed by {self.name}: better libraries failed their self-test "
+            f"({'; '.join(self.refused)}); install the locked requirements again"
+        )
+
+
+_choice: Choice
+
+
+def use(name: str | None = None) -> Choice:
+    """Compute with the library of this name, or the fastest, if it passes its self-test; else with the next that does.
+
+    For the start of a program: points made before cannot be used with points made after. Raises `Malformed`
+    for an unknown name, `Unavailable` if no library passes.
+    """
+    if name is not None and name not in BACKENDS:
+        raise Malformed(f"there is no pairing library {name!r}; choose one of {', '.join(BACKENDS)}")
+    global _choice
+    refused = []
+    for candidate in sorted(BACKENDS, key=lambda known: known != name):
+        try:
+            backend = BACKENDS[candidate]()
+            self_test(backend)
+        except Exception as error:  # whatever a broken library does, another may do better
+            refused.append(f"{candidate}: {type(error).__name__}: {error}")
+            continue
+        G1._curve, G2._curve, GT._backend = backend.g1, backend.g2, backend
+        G1_GENERATOR._become_base(backend.g1.generator)
+        G2_GENERATOR._become_base(backend.g2.generator)
+        gt_generator.cache_clear()
+        hash_name.cache_clear()
+        _choice = Choice(candidate, tuple(refused))
+        return _choice
+    raise Unavailable(
+        f"no pairing library passes its self-test ({'; '.join(refused)}); install the locked requirements again"
+    )
+
+
+def chosen() -> Choice:
+    """What the last `use` decided."""
+    return _choice
+
+
+use()

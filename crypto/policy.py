@@ -3,14 +3,15 @@
     policy    = group *( "or" group )
     group     = operand *( "and" operand )
     operand   = attribute | "(" policy ")" | number "of" "(" policy *( "," policy ) ")"
-    attribute = such as role:doctor, org:st-mary, patient:3f2a, status:active@2026w47
+    attribute = such as role:doctor, org:st-mary, patient:3f2a, or time-bound: status:active@2026w47
 
-There is no negation: a key that lacks an attribute proves nothing about its holder.
+There is no negation: a key that lacks an attribute proves nothing about its holder. A time-bound attribute asks
+for its week or a later one (`crypto.epoch`).
 
 A parsed policy is normal: `and` is a gate n of n, `or` a gate 1 of n, gates of the same of these two kinds
-are merged, gates of one child are dropped, and children are sorted by their text. So policies that differ in
-order, spacing and parentheses alone are equal and have one text. Repeated children stay: `2 of (a:x, a:x,
-b:y)` counts them.
+are merged, their repeated children dropped, gates of one child dropped, and children sorted by their text. So
+policies that differ in order, spacing, parentheses and such repetitions alone are equal and have one text, their
+identifier. Elsewhere repeated children stay: `2 of (a:x, a:x, b:y)` counts them.
 
 Everything is bounded (the `MAX_` constants), hence so is the recursion over the tree. Secret sharing: Shamir
 (CACM 1979) at each gate, as in Benaloh and Leichter (CRYPTO '88).
@@ -20,13 +21,15 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from itertools import count
-from typing import NoReturn
+from typing import NoReturn, Protocol, Self, TypeVar
 
+from crypto import epoch
 from crypto.errors import Malformed, PolicyError
 
 MAX_TEXT = 16 << 10
 """Characters of a policy, as written and in canonical form."""
 MAX_LEAVES = 256
+"""Leaves of a policy; a time-bound attribute makes `epoch.DIGITS` of them."""
 MAX_NESTING = 32
 """Parentheses open at once."""
 MAX_ATTRIBUTE = 128
@@ -46,9 +49,13 @@ _END = "the end"
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """A leaf: held or not."""
+    """An attribute that is held or not; its leaves are the `epoch.asked` parts, of which one must be held."""
 
     name: str
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        return epoch.asked(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +77,21 @@ class Threshold:
 Node = Attribute | Threshold
 
 
+class Additive(Protocol):
+    """An element of an abelian group, written with a plus."""
+
+    def __add__(self, other: Self, /) -> Self: ...
+    def __sub__(self, other: Self, /) -> Self: ...
+
+
+V = TypeVar("V", bound=Additive)
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """A normal policy, made by `parse`; `str()` gives its canonical text.
 
-    `leaves` are its attributes in the order of that text.
+    `leaves` are what CP-ABE shares a secret among, in the order of that text: its attributes, or their parts.
     """
 
     root: Node
@@ -86,7 +103,7 @@ class Policy:
 
     def satisfied(self, attributes: Collection[str]) -> bool:
         """Whether a holder of exactly `attributes` meets the policy."""
-        return _is_satisfied(self.root, frozenset(attributes))
+        return _is_satisfied(self.root, _parts(attributes))
 
 
 def parse(text: str) -> Policy:
@@ -108,6 +125,7 @@ def check_attribute(name: str) -> str:
     """`name`, or `Malformed` if it is no attribute."""
     if len(name) > MAX_ATTRIBUTE or not _ATTRIBUTE.fullmatch(name):
         raise Malformed(f"{name[:MAX_ATTRIBUTE]!r} is no attribute; {_ATTRIBUTE_HELP}")
+    epoch.check_week(name)
     return name
 
 
@@ -116,13 +134,18 @@ def share(policy: Policy, secret: int, random: Callable[[], int], modulus: int) 
 
     `random` draws uniform numbers below the prime `modulus`, at most len(policy.leaves) - 1 of them.
     """
-    shares: list[int] = []
+    return [part % modulus for part in spread(policy, secret, random)]
 
-    def walk(node: Node, value: int) -> None:
+
+def spread(policy: Policy, secret: V, random: Callable[[], V]) -> list[V]:
+    """As `share`, for a secret and draws of any abelian group whose elements have at least a prime order > `MAX_LEAVES`."""
+    shares: list[V] = []
+
+    def walk(node: Node, value: V) -> None:
         if isinstance(node, Attribute):
-            shares.append(value % modulus)
+            shares.extend([value] * len(node.leaves))
             return
-        for child, part in zip(node.children, _split(node, value, random, modulus), strict=True):
+        for child, part in zip(node.children, _split(node, value, random), strict=True):
             walk(child, part)
 
     walk(policy.root, secret)
@@ -135,13 +158,13 @@ def coefficients(policy: Policy, attributes: Collection[str], modulus: int) -> d
     None if `attributes` do not satisfy the policy. Only gates other than `and` and `or` make a weight
     other than 1.
     """
-    held = frozenset(attributes)
+    held = _parts(attributes)
     positions = count()
 
     def walk(node: Node) -> dict[int, int] | None:
         if isinstance(node, Attribute):
-            position = next(positions)
-            return {position: 1} if node.name in held else None
+            found = [position for part, position in zip(node.leaves, positions, strict=False) if part in held]
+            return {found[0]: 1} if found else None
         walked = [(index, walk(child)) for index, child in enumerate(node.children, 1)]
         open_children = [(index, weights) for index, weights in walked if weights is not None]
         if len(open_children) < node.k:
@@ -156,19 +179,24 @@ def coefficients(policy: Policy, attributes: Collection[str], modulus: int) -> d
     return walk(policy.root)
 
 
-def _split(gate: Threshold, value: int, random: Callable[[], int], modulus: int) -> list[int]:
-    """The parts of `value` for the children: copies, summands, or values of a polynomial at 1, 2, ..."""
+def _split(gate: Threshold, value: V, random: Callable[[], V]) -> list[V]:
+    """The parts of `value` for the children: copies, summands, or values of a polynomial at 1, 2, ...
+
+    The polynomial is the one whose value and forward differences at 0 are `value` and the draws, so that it takes
+    additions alone.
+    """
     if gate.is_or:
         return [value] * len(gate.children)
     draws = [random() for _ in range(gate.k - 1)]
     if gate.is_and:
-        return [*draws, value - sum(draws)]
-    parts = []
-    for x in range(1, len(gate.children) + 1):
-        part = 0
-        for coefficient in reversed([value, *draws]):
-            part = (part * x + coefficient) % modulus
-        parts.append(part)
+        for draw in draws:
+            value = value - draw
+        return [*draws, value]
+    differences, parts = [value, *draws], []
+    for _ in gate.children:
+        for order in range(gate.k - 1):
+            differences[order] = differences[order] + differences[order + 1]
+        parts.append(differences[0])
     return parts
 
 
@@ -187,23 +215,28 @@ def _factors(gate: Threshold, indices: list[int], modulus: int) -> dict[int, int
     return factors
 
 
+def _parts(attributes: Collection[str]) -> frozenset[str]:
+    """What a holder of `attributes` holds of the leaves of policies."""
+    return frozenset(part for name in attributes for part in epoch.held(name))
+
+
 def _is_satisfied(node: Node, held: frozenset[str]) -> bool:
     if isinstance(node, Attribute):
-        return node.name in held
+        return not held.isdisjoint(node.leaves)
     return sum(_is_satisfied(child, held) for child in node.children) >= node.k
 
 
 def _gate(k: int, children: list[Node]) -> Node:
     """The normal gate k of `children`, which are normal."""
-    if len(children) == 1:
-        return children[0]
-    merged: list[Node] = []
+    if 1 < k < len(children):
+        return Threshold(k, tuple(sorted(children, key=_text)))
+    distinct: set[Node] = set()
     for child in children:
-        is_same_kind = isinstance(child, Threshold) and (
-            (k == 1 and child.is_or) or (k == len(children) and child.is_and)
-        )
-        merged.extend(child.children if isinstance(child, Threshold) and is_same_kind else [child])
-    return Threshold(1 if k == 1 else k + len(merged) - len(children), tuple(sorted(merged, key=_text)))
+        is_same_kind = isinstance(child, Threshold) and (child.is_or if k == 1 else child.is_and)
+        distinct.update(child.children if isinstance(child, Threshold) and is_same_kind else [child])
+    if len(distinct) == 1:
+        return distinct.pop()
+    return Threshold(1 if k == 1 else len(distinct), tuple(sorted(distinct, key=_text)))
 
 
 def _text(node: Node) -> str:
@@ -221,7 +254,7 @@ def _text(node: Node) -> str:
 
 def _leaves(node: Node) -> tuple[str, ...]:
     if isinstance(node, Attribute):
-        return (node.name,)
+        return node.leaves
     return tuple(name for child in node.children for name in _leaves(child))
 
 

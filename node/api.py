@@ -54,6 +54,7 @@ def create_app(node: Node) -> Starlette:
         Route("/v1/identity/{key}", api.identity),
         Route("/v1/record/{record}", api.record),
         Route("/v1/record/{record}/log", api.log),
+        Route("/v1/epochs", api.epochs),
         Route("/v1/release/{tx}", api.release),
     ]
     app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
@@ -74,17 +75,19 @@ class _Api:
 
     async def status(self, _: Request) -> Response:
         node, core = self._node, self._node.core
-        names = [m.name for m in node.genesis.members]
+        names = [m.name for m in core.committee.members]
         missing = core.missing_votes()
         now, linked = time.monotonic(), node.net.peers()
         return JSONResponse(
             {
                 "chain_id": node.genesis.chain_id,
                 "kind": node.genesis.kind,
-                "node": node.net.me,
+                "node": node.name,
                 "mode": node.genesis.mode,
+                "epoch": core.committee.epoch,
                 "members": names,
-                "quorum": node.genesis.quorum,
+                "is_member": core.me is not None,
+                "quorum": core.committee.quorum,
                 "height": node.tip.height,
                 "block": node.tip.id.hex(),
                 "time_ms": node.tip.time_ms,
@@ -105,7 +108,9 @@ class _Api:
                         "view": sight.view,
                         "last_votes": sight.votes,
                     }
-                    for name, sight in node.metrics.sights.items()
+                    for name in names
+                    if name != node.name
+                    for sight in [node.metrics.sight(name)]
                 ],
                 "nullified_by": [n for i, n in enumerate(names) if i not in missing["nullify"]],
                 "since_final_s": round(now - node.metrics.last_final, 3),
@@ -187,6 +192,15 @@ class _Api:
         more = f"{receipts[-1].height}.{receipts[-1].position}" if len(receipts) == LOG_PAGE else None
         encoded = [encode(r).hex() for r in receipts]
         return JSONResponse({"receipts": hexed(receipts), "encoded": encoded, "next": more})
+
+    async def epochs(self, request: Request) -> Response:
+        """The ends of epochs from `from` on, as a msgpack array of encoded handovers; again for more, until it is empty."""
+        text = request.query_params.get("from", "0")
+        if not text.isdecimal() or len(text) > 18:
+            raise Malformed("from must be the number of an epoch, 0 or more")
+        found = await self._node.handovers(int(text))
+        answer = encode(tuple(encode(handover) for handover in found))
+        return Response(answer, media_type="application/msgpack")
 
     async def release(self, request: Request) -> Response:
         release = await self._node.release(_hex(request, "tx", 32))

@@ -48,6 +48,7 @@ class Faults:
 
     def __init__(self, me: NodeId, order: NodeFaults | None = None) -> None:
         self._me = me
+        self.equivocator: Equivocator | None = None
         self.set(order or NodeFaults())
 
     def set(self, order: NodeFaults) -> None:
@@ -86,7 +87,7 @@ class Equivocator:
 
     def __init__(self, committee: Committee, key: SigningKey) -> None:
         self._committee, self._key = committee, key
-        self._me = committee.genesis.keys.index(key.public)
+        self._me = committee.keys.index(key.public)
 
     def contradiction(self, message: Message) -> Message | None:
         """A second proposal for the view of a proposal, votes for other blocks than those of votes; None: nothing to say."""
@@ -107,7 +108,7 @@ class Equivocator:
 
 
 class ChaosNet:
-    """A `Net` around another: mistreats what comes in as `Faults` says; with an equivocator, lies in what goes out.
+    """A `Net` around another: mistreats what comes in as `Faults` says; if they have an equivocator, lies in what goes out.
 
     A cut link loses every frame and stays up, as behind a firewall that drops packets. Announcements of links pass at once; frames under
     way when a link ends are lost with it.
@@ -116,7 +117,6 @@ class ChaosNet:
     def __init__(self, inner: Net, faults: Faults) -> None:
         self._inner, self.faults = inner, faults
         self.me = inner.me
-        self.equivocator: Equivocator | None = None
         self._under_way: dict[NodeId, set[asyncio.TimerHandle]] = {}
         self._bytes: Counter[NodeId] = Counter()
 
@@ -125,8 +125,8 @@ class ChaosNet:
 
     def broadcast(self, chan: Chan, body: bytes) -> int:
         lie = None
-        if self.equivocator and chan in (Chan.VOTE, Chan.PROPOSAL):
-            lie = self.equivocator.contradiction(decode_message(body))
+        if self.faults.equivocator and chan in (Chan.VOTE, Chan.PROPOSAL):
+            lie = self.faults.equivocator.contradiction(decode_message(body))
         if lie is None:
             return self._inner.broadcast(chan, body)
         if isinstance(lie, Proposal):  # some members get one block, some the other
@@ -189,10 +189,9 @@ def limit_pages(db: sqlite3.Connection, is_full: bool) -> None:
     db.execute(f"PRAGMA max_page_count={pages}")
 
 
-def admin(node: Node, net: ChaosNet, key: SigningKey) -> Route:
-    """`PUT /chaos`: the order that the node obeys from now on, as JSON. `Malformed` with the reason for any other."""
-    members = {m.name for m in node.genesis.members}
-    equivocator = Equivocator(node.core.committee, key)
+def admin(node: Node, faults: Faults, key: SigningKey) -> Route:
+    """`PUT /chaos`: the order that the node, on `ChaosNet`s with these `faults`, obeys from now on, as JSON. `Malformed` with the
+    reason for any other."""
     true_wall_ms, skew_ms = daemon.wall_ms, 0
 
     def wall_ms() -> int:
@@ -200,7 +199,7 @@ def admin(node: Node, net: ChaosNet, key: SigningKey) -> Route:
 
     daemon.wall_ms = wall_ms
     structlog.get_logger().warning(
-        "chaos is on: whoever reaches the HTTP address can break this node", node=net.me
+        "chaos is on: whoever reaches the HTTP address can break this node", node=node.name
     )
 
     async def put(request: Request) -> Response:
@@ -212,12 +211,13 @@ def admin(node: Node, net: ChaosNet, key: SigningKey) -> Route:
             order = _decode_order.decode(await read_body(request, MAX_ORDER))
         except (msgspec.DecodeError, RecursionError) as error:
             raise Malformed(f"the faults are not valid: {error}") from None
-        unknown = {*order.links, *order.cut} - members
+        committee = node.core.committee
+        unknown = {*order.links, *order.cut} - {m.name for m in committee.members}
         if unknown:
             raise Malformed(f"no member of this chain is called {', '.join(sorted(unknown))}")
         limit_pages(node._store._db, order.disk_full)
-        net.faults.set(order)
-        net.equivocator = equivocator if order.equivocate else None
+        faults.set(order)
+        faults.equivocator = Equivocator(committee, key) if order.equivocate else None
         skew_ms = order.skew_ms
         return JSONResponse(msgspec.to_builtins(order))
 

@@ -8,11 +8,12 @@ journal cannot be written (disk full), the node sends nothing and tries the same
 """
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -26,7 +27,8 @@ from crypto.seal import SealKey, seal
 from crypto.sign import SigningKey
 from node.ledger import Ledger
 from node.metrics import Metrics
-from node.net import MAX_BODY, Chan, Event, Net, PeerDown, PeerUp, Received
+from node.net import MAX_BODY, Chan, Event, Net, Peer, PeerDown, PeerUp, Received
+from node.roster import Roster
 from node.store import Store
 from protocol import contract
 from protocol.block import (
@@ -44,10 +46,12 @@ from protocol.block import (
 )
 from protocol.contract import Receipt
 from protocol.core import Core, Effect, Finalized, Halted, Record, SaveAbstention, Send, ServeChain
+from protocol.epochs import Handover
 from protocol.evidence import Evidence
 from protocol.genesis import Genesis
 from protocol.identity import Credential, Release, Ticket, TicketSignature
 from protocol.mempool import Mempool, Pending
+from protocol.network import NodeAddress
 from protocol.record import decode_index
 from protocol.tx import decode_tx
 
@@ -60,41 +64,46 @@ INBOX_BYTES, FRAME_BYTES = 16 << 20, 512
 GOSSIP_DELAY, GOSSIP_BATCHES = 0.02, 256
 REGOSSIP_PERIOD, REGOSSIP_COUNT = 1.0, 200
 MAX_WAITERS = 20_000
+LINK_CHECK_S, LINGER_S = 5.0, 1.0
 
 
 class Node:
-    """`key` and `index_key` are the node's own; `net` its transport, not yet started; `marker` the file beside the key that names
-    its journal (`Store.bind`), with `rejoin` to go on after that was lost. Run with `async with`-free `start` and `stop`."""
+    """The member `name`, or one that is to become it. `keys` are its consensus keys, more than one while a new one waits for the
+    epoch that names it; `index_key` is its own; `transport` makes a `Net` to the peers given, whose addresses `addresses` tells;
+    `marker` is the file beside the keys that names the journal (`Store.bind`), with `rejoin` to go on after that was lost."""
 
     def __init__(
         self,
         genesis: Genesis,
-        key: SigningKey,
+        name: str,
+        keys: Sequence[SigningKey],
         index_key: SealKey,
-        net: Net,
+        transport: Callable[[Sequence[Peer]], Net],
+        addresses: Callable[[], Mapping[str, NodeAddress]],
         data: Path,
         marker: Path,
         rejoin: bool = False,
     ) -> None:
-        self.genesis, self.net = genesis, net
-        self._key, self._index_key = key, index_key
-        self._names = [m.name for m in genesis.members]
-        self.me = genesis.keys.index(key.public)
-        self._log = structlog.get_logger().bind(chain=genesis.kind, node=net.me)
-        committee = Committee(genesis)
+        self.genesis, self.name = genesis, name
+        self._keys, self._index_key = keys, index_key
+        self._log = structlog.get_logger().bind(chain=genesis.kind, node=name)
+        self._store = Store(data, genesis)
+        committee = self._store.committee
         if rejoin and committee.size - 1 < committee.quorum:
+            self._store.close()
             raise Conflict(
                 f"a member can rejoin only with reports from {committee.quorum} others, and there are {committee.size - 1}; "
                 "make a new network"
             )
-        self._store = Store(data, committee)
         self._store.bind(marker, rejoin=rejoin)
+        self._roster = Roster(name, committee, transport, addresses)
         self._ledger = Ledger(data, genesis)
         self._reader_thread = ThreadPoolExecutor(1, "reader")
         self._ledger_thread = ThreadPoolExecutor(1, "ledger")
         self.mempool = Mempool(genesis.chain_id)
         restored = self._store.load()
-        self.core = Core(committee, key, self.mempool, restored, time.monotonic(), wall_ms(), os.urandom(32))
+        key, nonce = self._key_in(committee), os.urandom(32)
+        self.core = Core(committee, key, self.mempool, restored, time.monotonic(), wall_ms(), nonce)
         self.tip = self.core.tip
         """The last final block that is in the journal. The core's own may be ahead by one step, which a crash would undo."""
         self.alarm: str | None = None
@@ -105,7 +114,7 @@ class Node:
         self.metrics = Metrics(self)
         self._inbox: deque[Received] = deque()
         self._inbox_bytes: Counter[str] = Counter()
-        self._wake = asyncio.Event()
+        self._wake, self._has_new_members = asyncio.Event(), asyncio.Event()
         self._submitted = False
         self._gossiped: asyncio.Queue[tuple[str, tuple[bytes, ...]]] = asyncio.Queue(GOSSIP_BATCHES)
         self._outbox: list[bytes] = []
@@ -114,10 +123,14 @@ class Node:
         self._waiters: dict[bytes, list[asyncio.Future[Receipt]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def net(self) -> Net:
+        return self._roster.net
+
     async def start(self) -> None:
         await self._catch_up_ledger()
         await self.net.start(self._on_event)
-        for loop in (self._steps, self._execute, self._admit, self._gossip, self._regossip):
+        for loop in (self._steps, self._execute, self._admit, self._gossip, self._regossip, self._keep_links):
             self._tasks.append(asyncio.create_task(loop(), name=loop.__name__))
         self._log.info("started", height=self.core.tip.height, view=self.core.view)
 
@@ -144,9 +157,10 @@ class Node:
     # --- what clients ask -----------------------------------------------------------------------------------------------
 
     def is_ready(self) -> bool:
-        """Linked to enough members that a quorum can form, and executing what is final."""
+        """A member, linked to enough others that a quorum can form, and executing what is final."""
         return (
-            len(self.net.peers()) + 1 >= self.genesis.quorum
+            self.core.me is not None
+            and len(self.net.peers()) + 1 >= self.core.committee.quorum
             and self.core.halted is None
             and self.alarm is None
         )
@@ -155,6 +169,8 @@ class Node:
         """Take a client's transaction in and spread it; raises `DiptychError` saying why not."""
         if self.core.halted or self.alarm:
             raise Unavailable(f"this node takes no transactions now: {self.core.halted or self.alarm}")
+        if self.core.me is None:
+            raise Unavailable("this node is not a member of the chain now; ask one that is")
         before = len(self.mempool)
         entry = self.mempool.add(raw, wall_ms())
         if len(self.mempool) > before:
@@ -201,6 +217,10 @@ class Node:
             raise NotFound(f"there is no block at height {height} here; the tip is at {self.tip.height}")
         return found[0]
 
+    async def handovers(self, first: int) -> list[Handover]:
+        """The proofs with which one follows the members from epoch `first` on, as far as one answer goes."""
+        return await self._from_journal(lambda: self._store.handovers(first))
+
     async def person(self, subject: bytes) -> contract.Person | None:
         return await self._in_ledger(lambda: contract.get_person(self._ledger, subject))
 
@@ -219,7 +239,8 @@ class Node:
             raise Denied(
                 "the index entry on chain is for another record or version; the patient must publish it anew"
             )
-        return Release(ticket, self._sign_ticket(ticket), seal(person.seal_key, content))
+        epoch, signature = self._sign_ticket(ticket)
+        return Release(ticket, epoch, signature, seal(person.seal_key, content))
 
     def _granted(self, tx_id: bytes) -> tuple[Ticket, contract.RecordEntry, Credential]:
         receipt = self._ledger.receipt(tx_id)
@@ -229,8 +250,16 @@ class Node:
             raise Denied(f"the contract refused the request: {receipt.reason}")
         return contract.check_grant(self._ledger, tx_id, wall_ms())
 
-    def _sign_ticket(self, ticket: Ticket) -> TicketSignature:
-        return TicketSignature(self.me, self._key.sign("ticket", encode(ticket)))
+    def _sign_ticket(self, ticket: Ticket) -> tuple[int, TicketSignature]:
+        committee, me = self.core.committee, self.core.me
+        if me is None:
+            raise Denied("this node is not a member of the chain now; ask one that is")
+        signature = self._key_in(committee).sign("ticket", encode(ticket))
+        return committee.epoch, TicketSignature(me, signature)
+
+    def _key_in(self, committee: Committee) -> SigningKey:
+        """The key by which this node is a member in an epoch, if it is one."""
+        return next((key for key in self._keys if key.public in committee.keys), self._keys[0])
 
     # --- the loops --------------------------------------------------------------------------------------------------------
 
@@ -246,17 +275,19 @@ class Node:
                 self._wake.set()
             case PeerUp(peer):
                 self._log.info("peer up", peer=peer)
-                self.core.greet(self._names.index(peer))
+                self.core.greet(self._roster.number(peer))
                 self._wake.set()
             case PeerDown(peer, why):
                 self._log.info("peer down", peer=peer, why=why)
 
     async def _steps(self) -> None:
-        core = self.core
         while True:
+            core = self.core
             await asyncio.sleep(0)  # HTTP gets its turn even when the wake-up is always set
             await self._until_due(core.next_deadline())
             for _ in range(min(len(self._inbox), 1000)):
+                if core.next_committee:
+                    break
                 self._take(self._inbox.popleft())
             if self._inbox:
                 self._wake.set()
@@ -277,6 +308,34 @@ class Node:
             self.metrics.carried_out(effects)
             for effect in effects:
                 await self._carry_out(effect)
+            if core.next_committee:
+                self._enter(core.next_committee)
+
+    def _enter(self, committee: Committee) -> None:
+        """The epoch is over: go on with a fresh engine, and with other links where the members are others."""
+        self.core = self.core.next_epoch(self._key_in(committee))
+        self._roster.enter(committee)
+        self._has_new_members.set()
+        self._wake.set()
+        said = "a new epoch" if self.core.me is not None else "a new epoch, without this node"
+        self._log.warning(said, epoch=committee.epoch, members=[m.name for m in committee.members])
+
+    async def _keep_links(self) -> None:
+        """Have links to the newest members, and find out who they are where this node was away while they changed."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINK_CHECK_S):
+                    await self._has_new_members.wait()
+            if self._has_new_members.is_set():
+                self._has_new_members.clear()
+                await asyncio.sleep(
+                    LINGER_S
+                )  # over the old links, who is behind still hears how the epoch ended
+            elif len(self.net.peers()) + 1 < self._roster.newest.quorum:
+                await asyncio.get_running_loop().run_in_executor(
+                    self._reader_thread, self._roster.look_around
+                )
+            await self._roster.relink(self._on_event)
 
     async def _until_due(self, due: float) -> None:
         try:
@@ -295,7 +354,7 @@ class Node:
             else:
                 message = decode_message(event.body)
                 self.metrics.received(event.src, message)
-                self.core.receive(self._names.index(event.src), message, time.monotonic(), wall_ms())
+                self.core.receive(self._roster.number(event.src), message, time.monotonic(), wall_ms())
         except DiptychError as error:
             self._refuse(event.src, error)
         except asyncio.QueueFull:
@@ -366,7 +425,8 @@ class Node:
                 self._final.put_nowait([block for block, _ in blocks])
             case Record(evidence):
                 self.evidence.append(evidence)
-                self._log.error("evidence", kind=evidence.kind, member=self._names[evidence.first.signer])
+                guilty = self.core.committee.members[evidence.first.signer]
+                self._log.error("evidence", kind=evidence.kind, member=guilty.name)
             case Halted(reason):
                 self._log.error("halted", reason=reason)
             case SaveAbstention(until):
@@ -388,7 +448,7 @@ class Node:
         elif to is None:
             self.net.broadcast(chan, body)
         else:
-            self.net.send(self._names[to], chan, body)
+            self.net.send(self._roster.names[to], chan, body)
 
     async def _execute(self) -> None:
         """Execute final blocks in order and tell whoever waits for a receipt."""

@@ -14,21 +14,26 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import httpx2
+import msgspec
 import tomli_w
 
-from configs.files import load_network, write, write_key
+from configs.files import load_network, read_key, write, write_key
 from configs.settings import NetworkSettings
 from crypto.errors import Conflict, Unavailable
-from crypto.fabeo import MasterKey
+from crypto.schemes import SCHEMES
 from crypto.seal import SealKey
 from crypto.sign import SigningKey
 from node.tls import identity_of
 from protocol import genesis, network
 from protocol.genesis import Genesis, Member
-from protocol.network import ChainAddresses, Network, NodeAddress, Service
+from protocol.identity import ChainKind
+from protocol.network import ChainAddresses, Network, NodeAddress, Service, split_host_port
 
+ADMINS, ADMIN_QUORUM = 3, 2
+"""Keys that may change the members of the chains, and how many of them must agree."""
 RUN_NODE = Path(__file__).resolve().parent.parent / "run_node.py"
 
 
@@ -47,6 +52,9 @@ def make(folder: Path, shape: NetworkSettings) -> None:
         raise Conflict(f"{folder} holds a network already; run it, or choose another folder")
     ports: Iterator[int] = iter(free_ports(2 * (shape.storage + shape.sharing) + 2))
     authority, cloud = SigningKey.generate(), SigningKey.generate()
+    admins = [SigningKey.generate() for _ in range(ADMINS)]
+    for number, admin in enumerate(admins, 1):
+        write_key(folder / "admins" / f"admin-{number}.key", admin.seed)
     chains: dict[Any, ChainAddresses] = {}
     suffix = secrets.token_hex(4)
     configs: dict[str, dict[str, Any]] = {}
@@ -55,12 +63,8 @@ def make(folder: Path, shape: NetworkSettings) -> None:
         members, addresses = [], {}
         for number in range(1, count + 1):
             name = f"{kind}-{number}"
-            key, transport = SigningKey.generate(), secrets.token_bytes(32)
-            keys = folder / name / "keys"
-            write_key(keys / "consensus.key", key.seed)
-            write_key(keys / "network.key", transport)
-            write_key(keys / "index.key", index_secret)
-            members.append(Member(name, key.public, identity_of(transport)))
+            members.append(_make_keys(folder / name / "keys", name))
+            write_key(folder / name / "keys" / "index.key", index_secret)
             p2p, http = next(ports), next(ports)
             addresses[name] = NodeAddress(f"127.0.0.1:{p2p}", f"http://127.0.0.1:{http}")
             configs[name] = {"chain": kind, "name": name, "p2p_port": p2p, "http_port": http}
@@ -73,6 +77,8 @@ def make(folder: Path, shape: NetworkSettings) -> None:
             authority.public,
             SealKey(index_secret).public,
             time.time_ns() // 1_000_000,
+            tuple(a.public for a in admins),
+            ADMIN_QUORUM,
             base_timeout_ms=shape.base_timeout_ms,
             term_length=shape.term_length,
         )
@@ -81,7 +87,8 @@ def make(folder: Path, shape: NetworkSettings) -> None:
     for name, service_key in (("cloud", cloud), ("authority", authority)):
         write_key(folder / name / "keys" / f"{name}.key", service_key.seed)
         configs[name] = {"http_port": next(ports)}
-    write_key(folder / "authority" / "keys" / "abe.key", MasterKey.generate().to_bytes())
+    abe = SCHEMES[shape.scheme].master.generate()
+    write_key(folder / "authority" / "keys" / "abe.key", abe.to_bytes())
     for name, values in configs.items():
         config = {"network": "../network.toml", "keys": "keys", "data": "data", **values}
         write(folder / name / "config.toml", tomli_w.dumps(config).encode(), mode=0o644)
@@ -91,6 +98,51 @@ def make(folder: Path, shape: NetworkSettings) -> None:
     }
     text = network.to_toml(Network(chains, services["cloud"], services["authority"]))
     write(folder / "network.toml", text.encode(), mode=0o644)
+
+
+def make_node(network_file: Path, kind: ChainKind, name: str, p2p: str, http: str, folder: Path) -> Member:
+    """The keys and the config of one more node in the new folder `folder`, and its address in the network file; what it is as a member.
+
+    Raises `Conflict` if the name or the folder is taken, `Malformed` if an address or the name is none.
+    """
+    found, _ = load_network(network_file)
+    if name in found.chains[kind].nodes or folder.exists():
+        raise Conflict(f"the name {name} or the folder {folder} is taken; choose another")
+    url = urlsplit(http)
+    listen_host, p2p_port = split_host_port(p2p)
+    nodes = {**found.chains[kind].nodes, name: NodeAddress(p2p, http)}
+    chains = {**found.chains, kind: msgspec.structs.replace(found.chains[kind], nodes=nodes)}
+    text = network.to_toml(msgspec.structs.replace(found, chains=chains))
+    network.from_toml(text)  # refuses bad names and addresses before anything is made
+    member = _make_keys(folder / "keys", name)
+    config: dict[str, Any] = {
+        "network": str(network_file),
+        "keys": "keys",
+        "data": "data",
+        "chain": kind,
+        "name": name,
+    }
+    config |= {
+        "p2p_host": listen_host,
+        "p2p_port": p2p_port,
+        "http_host": url.hostname,
+        "http_port": url.port,
+    }
+    write(folder / "config.toml", tomli_w.dumps(config).encode(), mode=0o644)
+    write(network_file, text.encode(), mode=0o644, replace=True)
+    return member
+
+
+def _make_keys(keys: Path, name: str) -> Member:
+    key, transport = SigningKey.generate(), secrets.token_bytes(32)
+    write_key(keys / "consensus.key", key.seed)
+    write_key(keys / "network.key", transport)
+    return Member(name, key.public, identity_of(transport))
+
+
+def identity_in(keys: Path, passphrase: bytes | None) -> str:
+    """The transport identity of the node with this folder of keys."""
+    return identity_of(read_key(keys / "network.key", passphrase))
 
 
 @dataclass

@@ -47,10 +47,10 @@ class Metrics:
 
     def __init__(self, node: "Node") -> None:
         self.registry = CollectorRegistry()
-        self.sights = {m.name: Sight() for m in node.genesis.members if m.name != node.net.me}
+        self._node = node
+        self._sights: dict[str, Sight] = {}
         self.last_final = time.monotonic()
         """When this process last saw a block become final, at first its start."""
-        self._names = [m.name for m in node.genesis.members]
         self._saved: OrderedDict[bytes, float] = OrderedDict()
         counter, histogram = self._counter, self._histogram
         self._messages_in = counter("messages_received", "Consensus messages that decode", "type")
@@ -77,7 +77,7 @@ class Metrics:
 
     def received(self, src: str, message: Message) -> None:
         self._messages_in.labels(type(message).__name__).inc()
-        sight = self.sights[src]
+        sight = self.sight(src)
         sight.heard = time.monotonic()
         votes = message.votes if isinstance(message, Votes | Status) else ()
         if isinstance(message, Proposal):
@@ -86,8 +86,13 @@ class Metrics:
             sight.height, sight.view = message.height, message.view
         for vote in votes:
             self._votes_in.labels(vote.kind).inc()
-            if vote.signer < len(self._names) and self._names[vote.signer] == src:
+            members = self._node.core.committee.members
+            if vote.signer < len(members) and members[vote.signer].name == src:
                 sight.votes[vote.kind] = vote.view
+
+    def sight(self, member: str) -> Sight:
+        """What a peer has last said; nothing yet of one that has been silent."""
+        return self._sights.setdefault(member, Sight())
 
     def wrote(self, seconds: float) -> None:
         self._write.observe(seconds)
@@ -129,6 +134,7 @@ class _State(Collector):
         node, core = self._node, self._node.core
         gauges = {
             "height": (node.tip.height, "Height of the last final block"),
+            "epoch": (core.committee.epoch, "How often the members have changed"),
             "view": (core.view, "The current view"),
             "executed_height": (node.executed_height, "Height up to which the contract has executed"),
             "mempool_transactions": (len(node.mempool), "Transactions that wait"),
@@ -148,8 +154,9 @@ class _State(Collector):
         peers = GaugeMetricFamily(
             "diptych_peer_linked", "1 while there is a link to the member", labels=("peer",)
         )
-        for name in node.metrics.sights:
-            peers.add_metric((name,), float(name in linked))
+        for member in core.committee.members:
+            if member.name != node.name:
+                peers.add_metric((member.name,), float(member.name in linked))
         yield peers
         refused = CounterMetricFamily("diptych_messages_refused", "By member, or why", labels=("peer",))
         for name, count in list(node.refused.items()):

@@ -27,6 +27,7 @@ from protocol.block import (
 )
 from protocol.core import (
     Effect,
+    EpochEnded,
     Finalized,
     Halted,
     Record,
@@ -36,24 +37,33 @@ from protocol.core import (
     SaveCertificate,
     SaveVote,
     Tip,
-    genesis_tip,
+    anchor_tip,
 )
+from protocol.epochs import Handover, decode_handover, follow
 from protocol.evidence import Evidence, decode_evidence
+from protocol.genesis import Genesis
 from protocol.mempool import Pending
 from protocol.tx import MAX_LIFETIME_MS, decode_tx
 
 JOURNAL, LEDGER = "consensus.db", "ledger.db"
 PAGE_BYTES, PAGE_BLOCKS, MAX_LINKS = 2 << 20, 256, 4096
+MAX_VIEW = (1 << 63) - 1
+"""The largest integer of SQLite."""
+MAX_HANDOVERS = 100
+"""Read in one go; an asker comes again for the rest."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS votes (view INTEGER, kind TEXT, data BLOB NOT NULL, PRIMARY KEY (view, kind)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS certificates (view INTEGER, kind TEXT, data BLOB NOT NULL, PRIMARY KEY (view, kind)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS blocks (id BLOB PRIMARY KEY, view INTEGER NOT NULL, data BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS final (height INTEGER PRIMARY KEY, id BLOB NOT NULL, view INTEGER NOT NULL,
+CREATE TABLE IF NOT EXISTS votes (epoch INTEGER, view INTEGER, kind TEXT, data BLOB NOT NULL,
+                                  PRIMARY KEY (epoch, view, kind)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS certificates (epoch INTEGER, view INTEGER, kind TEXT, data BLOB NOT NULL,
+                                         PRIMARY KEY (epoch, view, kind)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blocks (id BLOB PRIMARY KEY, epoch INTEGER NOT NULL, view INTEGER NOT NULL, data BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS final (height INTEGER PRIMARY KEY, id BLOB NOT NULL, epoch INTEGER NOT NULL, view INTEGER NOT NULL,
                                   time_ms INTEGER NOT NULL, certificate BLOB);
+CREATE TABLE IF NOT EXISTS epochs (epoch INTEGER PRIMARY KEY, height INTEGER NOT NULL, handover BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS evidence (data BLOB PRIMARY KEY) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS blocks_by_view ON blocks (view);
+CREATE INDEX IF NOT EXISTS blocks_by_view ON blocks (epoch, view);
 """
 
 
@@ -139,22 +149,26 @@ class _Marker:
 
 
 class Store:
-    def __init__(self, folder: Path, committee: Committee) -> None:
+    """`committee` is that of the epoch in which the journal stands."""
+
+    def __init__(self, folder: Path, genesis: Genesis) -> None:
         self._lock = FolderLock(folder)
-        self._committee = committee
         self._db = connect(folder / JOURNAL)
         self._db.executescript(SCHEMA)
         self._reader = connect(folder / JOURNAL)
         self._marker: _Marker | None = None
         self._votes = _decode_count(self._meta("votes") or encode(0))
         """How many votes this journal has ever taken; those of past terms are not in it any more."""
-        genesis = committee.genesis.hash
-        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('genesis', ?)", (genesis,))
-        if self._meta("genesis") != genesis:
+        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('genesis', ?)", (genesis.hash,))
+        if self._meta("genesis") != genesis.hash:
             self.close()
             raise Conflict(
                 f"{folder} holds the data of another chain; use an empty folder or the right genesis file"
             )
+        self.committee = Committee(genesis)
+        while found := self.handovers(self.committee.epoch):
+            for handover in found:
+                self.committee = follow(self.committee, handover)
 
     def bind(self, marker: Path, *, rejoin: bool) -> None:
         """Tie this journal to the key beside which the file `marker` lies: it names the only journal that the key votes by.
@@ -213,25 +227,29 @@ class Store:
 
     def apply(self, effects: Iterable[Effect]) -> None:
         """Make the durable effects of one step durable, all or none. Raises `sqlite3.Error` (disk full, I/O) with nothing kept."""
-        db, votes = self._db, self._votes
+        db, committee, votes = self._db, self.committee, self._votes
         db.execute("BEGIN IMMEDIATE")
         try:
             for effect in effects:
                 match effect:
                     case SaveVote(vote):
                         votes += 1
-                        db.execute("INSERT INTO votes VALUES (?, ?, ?)", (vote.view, vote.kind, encode(vote)))
+                        row0 = (self.committee.epoch, vote.view, vote.kind, encode(vote))
+                        db.execute("INSERT INTO votes VALUES (?, ?, ?, ?)", row0)
                     case SaveAbstention(until):
                         row2 = (encode(until),)
                         db.execute("INSERT OR REPLACE INTO meta VALUES ('abstention', ?)", row2)
                     case SaveBlock(block):
-                        row = (block.header.id, block.header.view, encode(block))
-                        db.execute("INSERT OR IGNORE INTO blocks VALUES (?, ?, ?)", row)
+                        row = (block.header.id, block.header.epoch, block.header.view, encode(block))
+                        db.execute("INSERT OR IGNORE INTO blocks VALUES (?, ?, ?, ?)", row)
                     case SaveCertificate(cert):
-                        row3 = (cert.view, cert.kind, encode(cert))
-                        db.execute("INSERT OR REPLACE INTO certificates VALUES (?, ?, ?)", row3)
+                        row3 = (self.committee.epoch, cert.view, cert.kind, encode(cert))
+                        db.execute("INSERT OR REPLACE INTO certificates VALUES (?, ?, ?, ?)", row3)
                     case Finalized(blocks, cert):
                         self._finalize([b for b, _ in blocks], cert)
+                    case EpochEnded(handover):
+                        self._end_epoch(handover)
+                        committee = follow(committee, handover)
                     case Record(evidence):
                         db.execute("INSERT OR IGNORE INTO evidence VALUES (?)", (encode(evidence),))
                     case Halted(reason):
@@ -245,49 +263,71 @@ class Store:
             raise
         if votes > self._votes and self._marker:
             self._marker.write(self._name, votes)
-        self._votes = votes
+        self.committee, self._votes = committee, votes
 
     def _finalize(self, blocks: list[Block], cert: Certificate) -> None:
         """Number the blocks and drop what lies below: blocks that lost, certificates, votes of past terms.
 
         The notarization of a block that has no finalization of its own stays: an audit of a fork needs one or the other."""
-        row = self._db.execute("SELECT view FROM final ORDER BY height DESC LIMIT 1").fetchone()
+        epoch = self.committee.epoch
+        query = "SELECT view FROM final WHERE epoch = ? ORDER BY height DESC LIMIT 1"
+        row = self._db.execute(query, (epoch,)).fetchone()
         past, first = row[0] if row else 0, blocks[0].header.height
         for block in blocks:
             header, block_id = block.header, block.header.id
             own = encode(cert) if cert.block == block_id else None
-            values = (header.height, block_id, header.view, header.time_ms, own)
-            self._db.execute("INSERT INTO final VALUES (?, ?, ?, ?, ?)", values)
+            values = (header.height, block_id, epoch, header.view, header.time_ms, own)
+            self._db.execute("INSERT INTO final VALUES (?, ?, ?, ?, ?, ?)", values)
         last = blocks[-1].header.view
+        self._drop(past, last, first)
+        term_start = self.committee.term_start(self.committee.term(last))
+        self._db.execute("DELETE FROM votes WHERE epoch = ? AND view < ?", (epoch, term_start))
+
+    def _drop(self, past: int, last: int, first: int) -> None:
+        """Drop what lies in views after `past` up to `last` of this epoch and is no part of the chain from height `first` on."""
+        views = (self.committee.epoch, past, last, first)
         self._db.execute(
-            "DELETE FROM blocks WHERE view > ? AND view <= ? AND id NOT IN (SELECT id FROM final WHERE height >= ?)",
-            (past, last, first),
+            "DELETE FROM blocks WHERE epoch = ? AND view > ? AND view <= ?"
+            " AND id NOT IN (SELECT id FROM final WHERE height >= ?)",
+            views,
         )
         self._db.execute(
-            "DELETE FROM certificates WHERE view > ? AND view <= ? AND NOT (kind = 'notarize' AND view IN"
+            "DELETE FROM certificates WHERE epoch = ? AND view > ? AND view <= ? AND NOT (kind = 'notarize' AND view IN"
             " (SELECT view FROM final WHERE height >= ? AND certificate IS NULL))",
-            (past, last, first),
+            views,
         )
-        term_start = self._committee.term_start(self._committee.term(last))
-        self._db.execute("DELETE FROM votes WHERE view < ?", (term_start,))
+
+    def _end_epoch(self, handover: Handover) -> None:
+        last, epoch = handover.header, self.committee.epoch
+        self._drop(last.view, MAX_VIEW, last.height + 1)
+        self._db.execute("DELETE FROM votes WHERE epoch = ?", (epoch,))
+        self._db.execute("INSERT INTO epochs VALUES (?, ?, ?)", (epoch, last.height, encode(handover)))
+
+    def handovers(self, first: int) -> list[Handover]:
+        """The proofs with which one follows the members from epoch `first` to the present one."""
+        query = "SELECT handover FROM epochs WHERE epoch >= ? ORDER BY epoch LIMIT ?"
+        rows = self._reader.execute(query, (first, MAX_HANDOVERS))
+        return [decode_handover(data) for (data,) in rows]
 
     def load(self) -> Restored:
         """Everything the core needs to go on: the tip, what stands above it, own votes, recent transactions."""
-        db = self._db
+        db, epoch = self._db, self.committee.epoch
         row = db.execute(
-            "SELECT id, view, height, time_ms, certificate FROM final ORDER BY height DESC LIMIT 1"
+            "SELECT id, view, height, time_ms, certificate FROM final WHERE epoch = ? ORDER BY height DESC LIMIT 1",
+            (epoch,),
         ).fetchone()
         above = db.execute(
-            "SELECT data FROM certificates WHERE view > ? ORDER BY view", (row[1] if row else 0,)
+            "SELECT data FROM certificates WHERE epoch = ? AND view > ? ORDER BY view",
+            (epoch, row[1] if row else 0),
         )
         certificates = [decode_certificate(d) for (d,) in above]
-        tip = genesis_tip(self._committee)
+        tip = anchor_tip(self.committee)
         if row:
             pending = [c for c in certificates if c.kind == "finalize"]
             certificate = decode_certificate(row[4]) if row[4] else pending[-1] if pending else None
             tip = Tip(row[0], row[1], row[2], row[3], certificate)
-        blocks = db.execute("SELECT data FROM blocks WHERE view > ?", (tip.view,))
-        votes = [decode_vote(d) for (d,) in db.execute("SELECT data FROM votes")]
+        blocks = db.execute("SELECT data FROM blocks WHERE epoch = ? AND view > ?", (epoch, tip.view))
+        votes = [decode_vote(d) for (d,) in db.execute("SELECT data FROM votes WHERE epoch = ?", (epoch,))]
         halted, abstention = self._meta("halted"), self._meta("abstention")
         return Restored(
             tip,
@@ -331,14 +371,17 @@ class Store:
         return (decode_block(row[0]), decode_certificate(row[1]) if row[1] else None) if row else None
 
     def page(self, height: int) -> Chain | None:
-        """Final blocks from `height` on, at most `PAGE_BYTES`, with the first finalization at or after the last of them; None if
-        this node has none to prove them with, at most `MAX_LINKS` further on, or has archived their bodies."""
+        """Final blocks of one epoch from `height` on, at most `PAGE_BYTES`, with the first finalization at or after the last of them;
+        None if this node has none to prove them with, at most `MAX_LINKS` further on, or has archived their bodies."""
         if height <= self.pruned_height():
             return None
+        query = "SELECT epoch, height, handover FROM epochs WHERE height >= ? ORDER BY height LIMIT 1"
+        end = self._reader.execute(query, (height,)).fetchone()
+        last_height = end[1] if end else MAX_VIEW
         rows = self._reader.execute(
             "SELECT b.data, f.certificate, f.height FROM final f JOIN blocks b ON b.id = f.id"
-            " WHERE f.height >= ? ORDER BY f.height LIMIT ?",
-            (height, PAGE_BLOCKS),
+            " WHERE f.height >= ? AND f.height <= ? ORDER BY f.height LIMIT ?",
+            (height, last_height, PAGE_BLOCKS),
         )
         page: list[tuple[bytes, bytes | None, int]] = []
         size = 0
@@ -349,18 +392,22 @@ class Store:
             page.append((data, certificate, at))
         if not page:
             return None
-        proved = [number for number, (_, certificate, _) in enumerate(page, 1) if certificate]
+        proved = [number for number, row in enumerate(page, 1) if row[1] or row[2] == last_height]
         page = page[: proved[-1]] if proved else page
         _, proof, last = page[-1]
         links: list[Header] = []
         later = self._reader.execute(
-            "SELECT b.data, f.certificate FROM final f JOIN blocks b ON b.id = f.id WHERE f.height > ? ORDER BY f.height LIMIT ?",
-            (last, MAX_LINKS),
+            "SELECT b.data, f.certificate FROM final f JOIN blocks b ON b.id = f.id"
+            " WHERE f.height > ? AND f.height <= ? ORDER BY f.height LIMIT ?",
+            (last, last_height, MAX_LINKS),
         )
-        while proof is None:
-            row = later.fetchone()
-            if row is None:
-                return None
+        while proof is None and (row := later.fetchone()):
             links.append(decode_block(row[0]).header)
             proof = row[1]
+        if proof is None and end and (links[-1].height if links else last) == last_height:
+            handover = decode_handover(end[2])
+            links += handover.links
+            proof = encode(handover.finalization)
+        if proof is None or len(links) > MAX_LINKS:
+            return None
         return Chain(tuple(decode_block(d) for d, _, _ in page), tuple(links), decode_certificate(proof))

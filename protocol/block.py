@@ -5,14 +5,14 @@ votes on. Every signed string carries the chain id and the epoch, so nothing sig
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
 from crypto.codec import Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
 from crypto.sign import SigningKey, is_valid
-from protocol.genesis import Genesis
-from protocol.quorum import MAX_MEMBERS
+from protocol.genesis import Genesis, Member
+from protocol.quorum import MAX_MEMBERS, quorum
 from protocol.record import digest
 
 Kind = Literal["notarize", "nullify", "finalize"]
@@ -88,8 +88,9 @@ class Votes(Wire, frozen=True, tag="votes"):
 
 
 class Status(Wire, frozen=True, tag="status"):
-    """What a node knows and has signed: the only retransmission there is."""
+    """What a node knows and has signed: the only retransmission there is. To a member of another epoch only `epoch` and `height` speak."""
 
+    epoch: UInt
     view: UInt
     height: UInt
     finalization: Certificate | None
@@ -111,7 +112,8 @@ class Body(Wire, frozen=True, tag="body"):
 
 
 class Chain(Wire, frozen=True, tag="chain"):
-    """A page of finalized blocks in height order; `links` are the headers from the last block to the one `finalization` names."""
+    """A page of finalized blocks of one epoch in height order; `links` are the headers from the last block to the one that
+    `finalization` names."""
 
     blocks: Annotated[tuple[Block, ...], msgspec.Meta(min_length=1, max_length=4096)]
     links: Annotated[tuple[Header, ...], msgspec.Meta(max_length=4096)]
@@ -148,12 +150,31 @@ decode_vote = Decoder(Vote, "a vote", 1 << 10)
 decode_certificate = Decoder(Certificate, "a certificate", 16 << 10)
 
 
-class Committee:
-    """The members of one epoch: who leads, what a vote signs, what makes a certificate."""
+class Anchor(NamedTuple):
+    """The block that an epoch builds on, final and notarized by definition as its view 0: genesis, or the last block of the
+    epoch before."""
 
-    def __init__(self, genesis: Genesis, epoch: int = 0) -> None:
+    id: bytes
+    height: int
+    time_ms: int
+
+
+class Committee:
+    """The members of one epoch: who leads, what a vote signs, what makes a certificate. By default those of epoch 0."""
+
+    def __init__(
+        self,
+        genesis: Genesis,
+        epoch: int = 0,
+        members: tuple[Member, ...] | None = None,
+        anchor: Anchor | None = None,
+    ) -> None:
         self.genesis, self.epoch = genesis, epoch
-        self.size, self.quorum = len(genesis.members), genesis.quorum
+        self.members = genesis.members if members is None else members
+        self.anchor = anchor or Anchor(genesis.hash, 0, genesis.time_ms)
+        self.keys = tuple(m.key for m in self.members)
+        self.size, self.quorum = len(self.members), quorum(len(self.members), genesis.mode)
+        self.validators_hash = validators_hash(genesis, self.members)
         self._length = genesis.term_length
 
     def term(self, view: int) -> int:
@@ -182,11 +203,15 @@ class Committee:
     def is_valid_report(self, report: Report, signer: int) -> bool:
         """Signed by the member, with a view that its proof supports: at most a term for each member, who may all have
         rejoined in turn since, beyond the view that the proof leads into."""
-        return self.term(report.view) <= self.term(self.opened_by(report.proof)) + self.size and is_valid(
-            self.genesis.keys[signer],
-            "report",
-            self._report_payload(signer, report.nonce, report.view),
-            report.signature,
+        return (
+            signer < self.size
+            and self.term(report.view) <= self.term(self.opened_by(report.proof)) + self.size
+            and is_valid(
+                self.keys[signer],
+                "report",
+                self._report_payload(signer, report.nonce, report.view),
+                report.signature,
+            )
         )
 
     def opened_by(self, cert: Certificate | None) -> int:
@@ -201,7 +226,7 @@ class Committee:
             and (vote.block is None) == (vote.kind == "nullify")
             and vote.view > 0
             and is_valid(
-                self.genesis.keys[vote.signer],
+                self.keys[vote.signer],
                 "vote",
                 self._payload(vote.kind, vote.view, vote.block),
                 vote.signature,
@@ -248,3 +273,8 @@ class Committee:
             skip.kind == "nullify" and self.term(skip.view) == term and skip.view <= first
             for (term, first), skip in zip(self.covering_terms(parent_view, view), skips, strict=True)
         )
+
+
+def validators_hash(genesis: Genesis, members: tuple[Member, ...]) -> bytes:
+    """What headers say of the members of an epoch (32 bytes): who they are, and by which rule they agree."""
+    return digest("validators", encode((genesis.mode, members)))

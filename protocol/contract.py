@@ -3,7 +3,7 @@
 Every transaction in a final block gets a receipt, `ok` or refused with a reason; a refused one changes nothing else. The receipts of
 `access.request` are the patient's access log (C12). Times are the block's, so that all nodes decide alike.
 State is a map from byte keys to canonical objects: `person/<key>`, `record/<id>`, `grant/<transaction id>` (the ticket a granted request may be
-exchanged for).
+exchanged for), and `members` (the epoch and who decides in it).
 """
 
 from typing import Annotated, Protocol
@@ -14,13 +14,15 @@ from crypto import policy
 from crypto.codec import Bytes16, Bytes32, Decoder, Short, UInt, Wire, encode
 from crypto.errors import Denied, DiptychError, PolicyError
 from protocol import merkle
-from protocol.genesis import Genesis
+from protocol.block import Committee
+from protocol.genesis import Genesis, Member
 from protocol.identity import Credential, Purpose, Role, SignedCredential, Ticket
 from protocol.record import digest
-from protocol.tx import Attest, Certify, Publish, Request, Revoke, Rule, Tx
+from protocol.tx import Attest, Certify, ChangeMembers, Publish, Request, Revoke, Rule, Tx
 
 TICKET_LIFETIME_MS = 600_000
 MAX_OBJECT = 64 << 10
+MEMBERS_KEY = b"members"
 
 
 class Person(Wire, frozen=True):
@@ -62,6 +64,11 @@ class Receipt(Wire, frozen=True):
 decode_receipt = Decoder(Receipt, "a receipt", MAX_OBJECT)
 decode_person = Decoder(Person, "a person", MAX_OBJECT)
 decode_record = Decoder(RecordEntry, "a record entry", MAX_OBJECT)
+decode_members = Decoder[tuple[int, tuple[Member, ...]]](
+    tuple[UInt, tuple[Member, ...]],
+    "the members",
+    MAX_OBJECT,
+)
 decode_ticket = Decoder(Ticket, "a ticket", MAX_OBJECT)
 
 
@@ -98,8 +105,8 @@ def get_record(state: State, record: bytes) -> RecordEntry | None:
 
 
 def may_send(state: State, genesis: Genesis, sender: bytes) -> bool:
-    """Whether a node takes transactions of this sender in at all: the authority and certified people."""
-    return sender == genesis.authority or get_person(state, sender) is not None
+    """Whether a node takes transactions of this sender in at all: the authority, the admins and certified people."""
+    return sender == genesis.authority or sender in genesis.admins or get_person(state, sender) is not None
 
 
 def apply(state: State, genesis: Genesis, tx: Tx, height: int, position: int, time_ms: int) -> Receipt:
@@ -111,6 +118,8 @@ def apply(state: State, genesis: Genesis, tx: Tx, height: int, position: int, ti
                 code, reason = _certify(state, genesis, sender, action, time_ms)
             case Revoke():
                 code, reason = _revoke(state, genesis, sender, action)
+            case ChangeMembers():
+                code, reason = _change_members(state, genesis, action)
             case Attest():
                 code, reason = _attest(state, sender, action, time_ms)
             case Publish():
@@ -120,7 +129,7 @@ def apply(state: State, genesis: Genesis, tx: Tx, height: int, position: int, ti
         ok = True
     except _Refused as refused:
         ok, code, reason = False, refused.code, refused.reason
-    record = None if isinstance(action, Certify | Revoke) else action.record
+    record = None if isinstance(action, Certify | Revoke | ChangeMembers) else action.record
     purpose = action.purpose if isinstance(action, Request) else None
     kind = action.__struct_config__.tag
     return Receipt(tx.id, height, position, time_ms, str(kind), sender, record, purpose, ok, code, reason)
@@ -150,6 +159,22 @@ def _revoke(state: State, genesis: Genesis, sender: bytes, action: Revoke) -> tu
         raise _Refused("unknown-person", "nobody with this key is certified on this chain")
     state.put(person_key(action.subject), encode(Person(person.signed, True)))
     return "revoked", "the credential is revoked"
+
+
+def get_members(state: State, genesis: Genesis) -> tuple[int, tuple[Member, ...]]:
+    """The current epoch and its members."""
+    data = state.get(MEMBERS_KEY)
+    return decode_members(data) if data else (0, genesis.members)
+
+
+def _change_members(state: State, genesis: Genesis, action: ChangeMembers) -> tuple[str, str]:
+    epoch, members = get_members(state, genesis)
+    try:
+        action.check(Committee(genesis, epoch, members))
+    except DiptychError as error:
+        raise _Refused("bad-change", str(error)) from None
+    state.put(MEMBERS_KEY, encode((epoch + 1, action.members)))
+    return "members-changed", f"epoch {epoch + 1} begins with {len(action.members)} members"
 
 
 def _certified(state: State, key: bytes, time_ms: int, role: Role | None = None) -> Credential:

@@ -32,8 +32,11 @@ from protocol.block import (
     Vote,
     Votes,
     Want,
+    validators_hash,
 )
+from protocol.epochs import Handover, next_members, successor
 from protocol.evidence import Evidence, conflict
+from protocol.genesis import Member
 from protocol.mempool import Mempool, Pending, is_admissible
 
 DRIFT_MS = 2_000
@@ -80,6 +83,13 @@ class Finalized:
 
 
 @dataclass(frozen=True, slots=True)
+class EpochEnded:
+    """The last of the `Finalized` blocks in this step ends the epoch: after it go on with `Core.next_epoch`."""
+
+    handover: Handover
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """Two contradicting votes of one member."""
 
@@ -110,13 +120,23 @@ class Halted:
 
 
 Effect = (
-    SaveVote | SaveAbstention | SaveBlock | SaveCertificate | Finalized | Record | Send | ServeChain | Halted
+    SaveVote
+    | SaveAbstention
+    | SaveBlock
+    | SaveCertificate
+    | Finalized
+    | EpochEnded
+    | Record
+    | Send
+    | ServeChain
+    | Halted
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Tip:
-    """The last finalized block; `certificate` finalizes it or a descendant, and is None only at genesis."""
+    """The last finalized block; `certificate` finalizes it or a descendant. At the anchor of an epoch `view` is 0 and
+    `certificate` None."""
 
     id: bytes
     view: int
@@ -127,7 +147,7 @@ class Tip:
 
 @dataclass(slots=True)
 class Restored:
-    """What the store held at start: everything above the finalized tip, and the ids that may not come again."""
+    """What the store held at start: everything of the epoch above the finalized tip, and the ids that may not come again."""
 
     tip: Tip
     blocks: list[Block] = field(default_factory=list)
@@ -148,10 +168,15 @@ class _Held:
     id: bytes
     entries: tuple[Pending, ...]
     is_valid: bool
+    next_members: tuple[Member, ...] | None
+    """Set when this block or an ancestor above the tip ends the epoch."""
 
 
 class Core:
-    """One member of one epoch. `me` is its index, or None for an observer that follows without voting.
+    """One member of one epoch. `me` is its index, or None for an observer that follows without voting: its key is no member's.
+
+    Members are numbered as in the committee; whoever passes on what a peer without a place in it sent (a member of another epoch)
+    numbers it from `committee.size` on.
 
     `nonce` is 32 fresh random bytes, used only if `restored` says that the journal was lost; without them such a core syncs
     and never signs again.
@@ -168,9 +193,10 @@ class Core:
         nonce: bytes | None = None,
     ) -> None:
         self.committee, self.mempool, self._key = committee, mempool, key
-        genesis = committee.genesis
-        self.me = genesis.keys.index(key.public) if key else None
-        self._t0 = genesis.base_timeout_ms / 1000
+        self.me = committee.keys.index(key.public) if key and key.public in committee.keys else None
+        self.next_committee: Committee | None = None
+        """Set once the epoch is over; this engine then does nothing more, and `next_epoch` makes the one that goes on."""
+        self._t0 = committee.genesis.base_timeout_ms / 1000
         self._now, self._wall_ms = now, wall_ms
         self.tip = restored.tip
         self.view = self.tip.view + 1
@@ -243,7 +269,7 @@ class Core:
 
     def greet(self, member: int) -> None:
         """A link to `member` is new: tell it where we are, so that whoever of the two is behind catches up at once."""
-        if not self.halted:
+        if not self.halted and not self.next_committee:
             self._send(self._status(), member)
 
     def tick(self, now: float, wall_ms: int) -> None:
@@ -281,6 +307,7 @@ class Core:
     def _status(self) -> Status:
         recent = sorted((v for v in self._own.values() if v.view > self.tip.view), key=lambda v: v.view)
         return Status(
+            self.committee.epoch,
             self.view,
             self.tip.height,
             self._finalization or self.tip.certificate,
@@ -460,7 +487,7 @@ class Core:
     # --- a lost journal (rule "Rejoin") ----------------------------------------------------------------------------------------
 
     def _may_sign(self, view: int) -> bool:
-        return self._key is not None and self.abstain_until is not None and view > self.abstain_until
+        return self.me is not None and self.abstain_until is not None and view > self.abstain_until
 
     def _on_rejoin(self, ask: Rejoin, src: int) -> None:
         """Say how far this member may have signed; one that is lost itself does not know."""
@@ -518,7 +545,11 @@ class Core:
         height, time_ms, taken = self._above(parent_id)
         genesis = self.committee.genesis
         time_ms = max(self._wall_ms, time_ms + 1)
-        entries = self.mempool.fill(taken, genesis.max_block_txs, genesis.max_block_bytes, time_ms)
+        members = self._next_members(parent_id)
+        entries: list[Pending] = []
+        if members is None:
+            entries = self.mempool.fill(taken, genesis.max_block_txs, genesis.max_block_bytes, time_ms)
+            members = next_members(self.committee, (e.tx for e in entries))
         if not entries and self._now < self._overdue_at():
             return
         raw = tuple(e.raw for e in entries)
@@ -532,12 +563,12 @@ class Core:
             merkle.root(raw),
             len(raw),
             time_ms,
-            genesis.validators_hash,
-            genesis.validators_hash,
+            self.committee.validators_hash,
+            self._next_hash(members),
             self.me,  # type: ignore[arg-type]
         )
         block = Block(header, raw, skips)
-        self._hold(_Held(block, header.id, tuple(entries), True))
+        self._hold(_Held(block, header.id, tuple(entries), True, members))
         proposal = Proposal(block, self._certificate_of(parent_view), self._sign("notarize", view, header.id))
         self._proposals[view] = proposal
         self._waiting_since = self._now if self._waiting_since is None else self._waiting_since
@@ -574,6 +605,15 @@ class Core:
         final = self.tip.certificate
         return self._notarizations.get(view) or (final if final and final.view == view else None)
 
+    def _next_members(self, parent_id: bytes) -> tuple[Member, ...] | None:
+        """The members after this epoch, if a held parent ends it; what is built on it is empty (rule "Members and epochs")."""
+        parent = self._held.get(parent_id)
+        return parent.next_members if parent else None
+
+    def _next_hash(self, members: tuple[Member, ...] | None) -> bytes:
+        committee = self.committee
+        return validators_hash(committee.genesis, members) if members else committee.validators_hash
+
     def _above(self, parent_id: bytes) -> tuple[int, int, set[bytes]]:
         """Height and time of a held parent, and the transaction ids of its unfinalized ancestry."""
         taken: set[bytes] = set()
@@ -603,7 +643,7 @@ class Core:
         if not self._is_whole(proposal.block):
             return
         if parent_cert is None:
-            if (header.parent, header.parent_view) != (self.committee.genesis.hash, 0):
+            if (header.parent, header.parent_view) != (self.committee.anchor.id, 0):
                 return
         else:
             is_for_parent = (parent_cert.view, parent_cert.block) == (header.parent_view, header.parent)
@@ -639,11 +679,10 @@ class Core:
 
     def _is_ours(self, header: Header) -> bool:
         """Chain, epoch and members are this core's, and the proposer leads its view."""
-        genesis = self.committee.genesis
         return (
-            header.chain_id == genesis.chain_id
+            header.chain_id == self.committee.genesis.chain_id
             and header.epoch == self.committee.epoch
-            and header.validators_hash == header.next_validators_hash == genesis.validators_hash
+            and header.validators_hash == self.committee.validators_hash
             and header.view > 0
             and header.proposer == self.committee.leader(header.view)
         )
@@ -705,6 +744,8 @@ class Core:
         entries = [is_admissible(self.mempool, raw, header.time_ms) for raw in block.txs]
         admitted = tuple(e for e in entries if e)
         ids = {e.id for e in admitted}
+        inherited = self._next_members(header.parent)
+        members = inherited or next_members(self.committee, (e.tx for e in admitted))
         is_valid = (
             len(admitted) == len(block.txs) == len(ids) <= genesis.max_block_txs
             and sum(map(len, block.txs)) <= genesis.max_block_bytes
@@ -712,8 +753,10 @@ class Core:
             and header.time_ms > time_ms
             and ids.isdisjoint(taken)
             and self._parent_view_is(header)
+            and header.next_validators_hash == self._next_hash(members)
+            and not (inherited and block.txs)
         )
-        return _Held(block, block_id, admitted, is_valid)
+        return _Held(block, block_id, admitted, is_valid, members)
 
     def _parent_view_is(self, header: Header) -> bool:
         parent = self._held.get(header.parent)
@@ -768,7 +811,8 @@ class Core:
         return any((u, "nullify") in self._own for u in range(first, view + 1))
 
     def _commit(self) -> None:
-        """Finalize the block of the pending finalization and all its ancestors, once they are held."""
+        """Finalize the block of the pending finalization and all its ancestors, once they are held. Nothing on top of a block that
+        ends the epoch comes into the chain."""
         cert = self._finalization
         if cert is None or cert.block is None or cert.block not in self._held:
             return
@@ -781,10 +825,14 @@ class Core:
         for held in path:
             if not held.is_valid:
                 return self._halt(f"the finalized block at height {held.block.header.height} is not valid")
-        self._finish([(h.block, h.entries) for h in path], cert)
+        final = [h for h in path if not self._next_members(h.block.header.parent)]
+        links = tuple(h.block.header for h in path[len(final) :])
+        self._finish([(h.block, h.entries) for h in final], links, cert)
 
-    def _finish(self, blocks: list[tuple[Block, tuple[Pending, ...]]], cert: Certificate) -> None:
-        """Move the tip over `blocks`, which link from it to the block that `cert` finalizes."""
+    def _finish(
+        self, blocks: list[tuple[Block, tuple[Pending, ...]]], links: tuple[Header, ...], cert: Certificate
+    ) -> None:
+        """Move the tip over `blocks`, which together with `links` lead from it to the block that `cert` finalizes."""
         for block, entries in blocks:
             self.mempool.finalize(list(entries), block.header.time_ms)
             self._final_ids.append((block.header.view, block.header.id))
@@ -793,9 +841,36 @@ class Core:
         if self._finalization and self._finalization.view <= cert.view:
             self._finalization = None
         self._effects.append(Finalized(tuple(blocks), cert))
+        if last.next_validators_hash != self.committee.validators_hash:
+            return self._end_epoch(last, blocks[-1][1], links, cert)
         self._backoff, self.deadline = 0, None
         self._enter(cert.view + 1)
         self._prune()
+
+    def _end_epoch(
+        self, last: Header, entries: tuple[Pending, ...], links: tuple[Header, ...], cert: Certificate
+    ) -> None:
+        """Hand over to the members that the last block names (rule "Members and epochs").
+
+        A lost journal may hold votes of the next epoch, unless the last block came in a view of which the abstention had shown that the
+        member had never been there: then it had not seen the end of this epoch either. In doubt it asks again (rule "Rejoin").
+        """
+        members = next_members(self.committee, (e.tx for e in entries))
+        if self._next_hash(members) != last.next_validators_hash or members is None:
+            return self._halt(f"the block at height {last.height} names members that no change in it names")
+        self._effects.append(EpochEnded(Handover(last, links, cert, members)))
+        is_whole = self.abstain_until is not None and last.view > self.abstain_until
+        if self.abstain_until != 0:
+            self.abstain_until = 0 if is_whole else None
+            self._effects.append(SaveAbstention(self.abstain_until))
+        self.next_committee = successor(self.committee, last, members)
+
+    def next_epoch(self, key: SigningKey | None) -> "Core":
+        """The engine of the epoch after this one, which must be over; `key` is the member's key in it, which may be a new one."""
+        assert self.next_committee
+        restored = Restored(anchor_tip(self.next_committee), abstain_until=self.abstain_until)
+        committee, mempool = self.next_committee, self.mempool
+        return type(self)(committee, key, mempool, restored, self._now, self._wall_ms, self._nonce)
 
     def _prune(self) -> None:
         """Forget what lies at or below the tip's view or no longer descends from the tip."""
@@ -850,6 +925,10 @@ class Core:
     # --- anti-entropy (rule "Status") ------------------------------------------------------------------------------------------
 
     def _on_status(self, status: Status, src: int) -> None:
+        if status.epoch < self.committee.epoch:
+            return self._serve(src, status.height + 1)
+        if status.epoch > self.committee.epoch:
+            return self._send_status_to(src)
         for cert in (status.finalization, status.notarization, status.nullification):
             if cert and not self._on_certificate(cert, src):
                 return
@@ -901,9 +980,12 @@ class Core:
             parsed = [(b, tuple(self.mempool.verify(raw) for raw in b.txs)) for b in blocks]
         except DiptychError as error:
             return self._halt(f"a finalized block carries an invalid transaction ({error})")
+        is_end = [b.header.next_validators_hash != self.committee.validators_hash for b in blocks]
+        if any(is_end[:-1]):
+            return
         self._effects.extend(SaveBlock(b) for b in blocks)
-        self._finish(parsed, page.finalization)
-        if page.links and self._finalization is None:
+        self._finish(parsed, page.links, page.finalization)
+        if page.links and self._finalization is None and not self.next_committee:
             # Only a descendant of the last block is certified itself: that finalization stays pending.
             self._finalization = page.finalization
             self._effects.append(SaveCertificate(page.finalization))
@@ -920,17 +1002,17 @@ class Core:
 
     def _clock(self, now: float, wall_ms: int) -> bool:
         self._now, self._wall_ms = max(now, self._now), wall_ms
-        return self.halted is None
+        return self.halted is None and self.next_committee is None
 
     def _progress(self) -> None:
         """Carry out every rule that has become possible, until nothing changes."""
         before = None
         while before != (state := (self.view, self.tip.height, len(self._own), len(self._held))):
             before = state
-            if self.halted:
+            if self.halted or self.next_committee:
                 return
             self._commit()
-            if self.halted:
+            if self.halted or self.next_committee:
                 return
             self._try_finalize_votes()
             self._try_nullify()
@@ -948,7 +1030,7 @@ class Core:
 
     def _restore(self, restored: Restored) -> None:
         """Rule "Restart": blocks, certificates and own votes above the tip; the view follows from them."""
-        for evidence in restored.evidence:
+        for evidence in (e for e in restored.evidence if e.epoch == self.committee.epoch):
             key = (evidence.first.signer, evidence.kind)
             self._convicted.setdefault(key, set()).add(_pair(evidence))
         self.mempool.finalize(restored.final_txs, self.tip.time_ms)
@@ -973,7 +1055,7 @@ def _pair(evidence: Evidence) -> tuple[int, bytes | None, int, bytes | None]:
     return first.view, first.block, second.view, second.block
 
 
-def genesis_tip(committee: Committee) -> Tip:
-    """Genesis is view 0, notarized and finalized by definition."""
-    genesis = committee.genesis
-    return Tip(genesis.hash, 0, 0, genesis.time_ms, None)
+def anchor_tip(committee: Committee) -> Tip:
+    """What an epoch builds on is its view 0, notarized and finalized by definition."""
+    anchor = committee.anchor
+    return Tip(anchor.id, 0, anchor.height, anchor.time_ms, None)

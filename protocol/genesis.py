@@ -14,7 +14,7 @@ import tomli_w
 from crypto.codec import Bytes32, Short, UInt, Wire, encode
 from crypto.errors import Malformed
 from protocol.identity import ChainKind
-from protocol.quorum import MAX_MEMBERS, Mode, quorum
+from protocol.quorum import MAX_MEMBERS, Mode
 from protocol.record import digest
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+\Z")]
@@ -30,7 +30,8 @@ class Member(Wire, frozen=True):
 
 class Genesis(Wire, frozen=True, dict=True):
     """`base_timeout_ms` is T0, `term_length` is L of docs/protocol.md; `index_key` is the X25519 key that index entries are
-    sealed to; `authority` certifies identities."""
+    sealed to; `authority` certifies identities. `members` are those of epoch 0: `admin_quorum` of the Ed25519 keys `admins` agree
+    on the members of the next epoch (`protocol.epochs`); without admins they never change."""
 
     chain_id: Short
     kind: ChainKind
@@ -39,32 +40,31 @@ class Genesis(Wire, frozen=True, dict=True):
     authority: Bytes32
     index_key: Bytes32
     time_ms: UInt
+    admins: Annotated[tuple[Bytes32, ...], msgspec.Meta(max_length=32)] = ()
+    admin_quorum: Annotated[int, msgspec.Meta(ge=0, le=32)] = 0
     term_length: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 64
     base_timeout_ms: Annotated[int, msgspec.Meta(ge=50, le=60_000)] = 1000
     max_block_bytes: Annotated[int, msgspec.Meta(ge=64 << 10, le=3 << 20)] = 1 << 20
     max_block_txs: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1000
 
     def __post_init__(self) -> None:
-        for field in ("name", "key", "identity"):
-            if len({getattr(m, field) for m in self.members}) != len(self.members):
-                raise ValueError(f"two members share one {field}")
-
-    @property
-    def quorum(self) -> int:
-        return quorum(len(self.members), self.mode)
-
-    @cached_property
-    def keys(self) -> tuple[bytes, ...]:
-        return tuple(m.key for m in self.members)
+        check_members(self.members)
+        if len(set(self.admins)) != len(self.admins) or self.admin_quorum > len(self.admins):
+            raise ValueError("admins must be different keys, and admin_quorum no more than there are")
+        if self.admins and not self.admin_quorum:
+            raise ValueError("admin_quorum says how many of the admins must agree, at least 1")
 
     @cached_property
     def hash(self) -> bytes:
         """32 bytes; also the id of the genesis block."""
         return digest("genesis", encode(self))
 
-    @cached_property
-    def validators_hash(self) -> bytes:
-        return digest("validators", encode((self.mode, self.members)))
+
+def check_members(members: tuple[Member, ...]) -> None:
+    """`ValueError` if two share a name, a key or an identity."""
+    for field in ("name", "key", "identity"):
+        if len({getattr(m, field) for m in members}) != len(members):
+            raise ValueError(f"two members share one {field}")
 
 
 def _hexed(value: object) -> Any:
@@ -89,6 +89,7 @@ def from_toml(text: str) -> Genesis:
             "authority": bytes.fromhex(data["authority"]),
             "index_key": bytes.fromhex(data["index_key"]),
             "members": [{**m, "key": bytes.fromhex(m["key"])} for m in data["members"]],
+            "admins": [bytes.fromhex(key) for key in data.get("admins", [])],
         }
         members = [_ordered(Member, m) for m in data.pop("members")]
         return msgspec.convert(

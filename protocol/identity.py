@@ -76,15 +76,20 @@ class TicketSignature(Wire, frozen=True):
 
 
 class SignedTicket(Wire, frozen=True):
-    """A ticket with the signatures of a quorum of the chain's nodes, in the order of the members."""
+    """A ticket with the signatures of a quorum of the chain's nodes, in the order of the members of `epoch`."""
 
     ticket: Ticket
+    epoch: UInt
     signatures: Annotated[tuple[TicketSignature, ...], msgspec.Meta(max_length=MAX_MEMBERS)]
 
-    def verify(self, chain_id: str, members: tuple[bytes, ...], quorum: int, now_ms: int) -> Ticket:
-        """The ticket, or `Unauthentic` (too few true signatures, other chain) or `Denied` (expired)."""
+    def verify(
+        self, chain_id: str, epoch: int, members: tuple[bytes, ...], quorum: int, now_ms: int
+    ) -> Ticket:
+        """The ticket, or `Unauthentic` (too few true signatures, other chain) or `Denied` (expired, former members)."""
         if self.ticket.chain_id != chain_id:
             raise Unauthentic("the ticket was issued by another chain")
+        if self.epoch != epoch:
+            raise Denied("the members of the chain have changed; exchange the request for a ticket again")
         signers = [s.signer for s in self.signatures]
         if signers != sorted(set(signers)) or (signers and signers[-1] >= len(members)):
             raise Unauthentic(
@@ -106,6 +111,7 @@ class Release(Wire, frozen=True):
     """
 
     ticket: Ticket
+    epoch: UInt
     signature: TicketSignature
     sealed_index: Annotated[bytes, msgspec.Meta(max_length=4096)]
 

@@ -9,10 +9,12 @@ from typing import Annotated
 import msgspec
 
 from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
-from crypto.errors import Malformed
+from crypto.errors import Denied, Malformed
 from crypto.sign import SigningKey, verify
-from protocol.block import MAX_TX
+from protocol.block import MAX_TX, Committee
+from protocol.genesis import Genesis, Member, check_members
 from protocol.identity import Purpose, SignedCredential
+from protocol.quorum import MAX_MEMBERS
 from protocol.record import digest
 
 MAX_LIFETIME_MS = 600_000
@@ -41,6 +43,62 @@ class Revoke(Wire, frozen=True, tag="identity.revoke"):
     subject: Bytes32
 
 
+class Approval(Wire, frozen=True):
+    """The signature of the admin with this place in the genesis."""
+
+    admin: Annotated[int, msgspec.Meta(ge=0, lt=32)]
+    signature: Bytes64
+
+
+class ChangeMembers(Wire, frozen=True, tag="members.change"):
+    """The admins agree that `members` take over when `epoch` ends, which it does with the block that carries this
+    (`protocol.epochs`). Whoever sends it, the approvals count."""
+
+    epoch: UInt
+    members: Annotated[tuple[Member, ...], msgspec.Meta(min_length=1, max_length=MAX_MEMBERS)]
+    approvals: Annotated[tuple[Approval, ...], msgspec.Meta(max_length=32)]
+
+    def __post_init__(self) -> None:
+        check_members(self.members)
+
+    def approve(self, genesis: Genesis, admin: SigningKey) -> "ChangeMembers":
+        """The same with the approval of one more admin; `Denied` if the key is not one."""
+        if admin.public not in genesis.admins:
+            raise Denied("this key is not among the admins that the genesis names")
+        index = genesis.admins.index(admin.public)
+        approval = Approval(index, admin.sign("members", self._payload(genesis)))
+        others = [a for a in self.approvals if a.admin != index]
+        approvals = tuple(sorted([*others, approval], key=lambda a: a.admin))
+        return msgspec.structs.replace(self, approvals=approvals)
+
+    def check(self, committee: Committee) -> None:
+        """`Denied` or `Unauthentic` unless enough admins agree, in order and once each, to end this very epoch with other members."""
+        genesis = committee.genesis
+        if self.epoch != committee.epoch:
+            raise Denied(
+                f"the change of members is for the end of epoch {self.epoch}, and this is epoch {committee.epoch}; make it anew"
+            )
+        if self.members == committee.members:
+            raise Denied("the change of members changes nothing")
+        admins = [a.admin for a in self.approvals]
+        if admins != sorted(set(admins)) or any(a >= len(genesis.admins) for a in admins):
+            raise Denied(
+                "the approvals name an admin twice, out of order, or one that the genesis does not know"
+            )
+        payload = self._payload(genesis)
+        for approval in self.approvals:
+            verify(
+                genesis.admins[approval.admin], "members", payload, approval.signature, "an admin's approval"
+            )
+        if not genesis.admins or len(admins) < genesis.admin_quorum:
+            raise Denied(
+                f"{len(admins)} admins have approved where {genesis.admin_quorum} of {len(genesis.admins)} must"
+            )
+
+    def _payload(self, genesis: Genesis) -> bytes:
+        return encode((genesis.hash, self.epoch, self.members))
+
+
 class Attest(Wire, frozen=True, tag="record.attest"):
     """A doctor states that they signed a record of this patient; `header` is a digest of the signed CES header."""
 
@@ -67,7 +125,7 @@ class Request(Wire, frozen=True, tag="access.request"):
     purpose: Purpose
 
 
-Action = Certify | Revoke | Attest | Publish | Request
+Action = Certify | Revoke | ChangeMembers | Attest | Publish | Request
 
 
 class TxBody(Wire, frozen=True):

@@ -17,7 +17,7 @@ with Session(Home(Path(home))) as session:
     signed = patient.receive(Path(package).read_bytes())
     record = signed.header.record
     profile = load_profile(signed.header.profile)
-    access = {group.label: group.access for group in (*profile.groups, *profile.derived)}
+    access = {label: profile.access_of(label) for label in signed.labels}
     policies = {"private": "role:doctor", "shared": "role:doctor or role:researcher"}
     stored = patient.store(record, access, policies, ("treatment", "research"))
     stored = patient.move(record, "m9", "shared")

@@ -2,7 +2,7 @@
 
 from client.fhir.bundle import Bundle, Part, join, load_bundle, read_bundle, split
 from client.fhir.jsontext import MAX_BUNDLE, MAX_DEPTH, MAX_ENTRIES, minify, tokens_equal
-from client.fhir.profile import Derived, Group, Profile, load_profile
+from client.fhir.profile import Derived, Group, Label, Profile, group_of, load_profile, named
 
 __all__ = [
     "MAX_BUNDLE",
@@ -11,12 +11,15 @@ __all__ = [
     "Bundle",
     "Derived",
     "Group",
+    "Label",
     "Part",
     "Profile",
+    "group_of",
     "join",
     "load_bundle",
     "load_profile",
     "minify",
+    "named",
     "read_bundle",
     "split",
     "tokens_equal",

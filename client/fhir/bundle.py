@@ -30,6 +30,7 @@ import msgspec
 
 from client.fhir.jsontext import MAX_BUNDLE, MAX_DEPTH, members, minify
 from client.fhir.profile import HEADER, Group, Label, Profile
+from crypto.ceas import MAX_PARTS
 from crypto.errors import Malformed, NotFound
 
 MAX_CONTENT = 2 * MAX_BUNDLE + (1 << 20)
@@ -161,7 +162,8 @@ def read_bundle(data: bytes) -> Bundle:
 
 
 def split(bundle: Bundle, profile: Profile) -> list[Part]:
-    """The parts of a record: one per group in the profile's order (m0 first, empty ones too), then the derived."""
+    """The parts of a record: one per group in the profile's order (m0 first, empty ones too), after a group with
+    `each` one per resource of it, then the derived. `Malformed` if these are more than `MAX_PARTS`."""
     fields: dict[str, list[bytes]] = {group.label: [] for group in profile.groups}
     entries: dict[str, list[bytes]] = {group.label: [] for group in profile.groups}
     for i, (kind, resource) in enumerate(zip(bundle.types, bundle.resources, strict=True)):
@@ -173,24 +175,36 @@ def split(bundle: Bundle, profile: Profile) -> list[Part]:
     for name, key, value in patient:
         fields[profile.group_of_field(name)].append(key + b":" + value)
 
-    def part(group: Group) -> Part:
-        body = b'"fields":{%b},"entries":[%b]}' % (
-            b",".join(fields[group.label]),
-            b",".join(entries[group.label]),
+    labels = []
+    for group in profile.groups:
+        of_its_own = len(entries[group.label]) if group.each else 0
+        labels += [group.label, *(f"{group.label}-{n}" for n in range(1, of_its_own + 1))]
+    if (count := len(labels) + len(profile.derived)) > MAX_PARTS:
+        raise Malformed(
+            f"The bundle makes {count} parts under the profile {profile.name}, more than {MAX_PARTS}: use one "
+            "that keeps resources together"
         )
+
+    def body(fields: Sequence[bytes], entries: Sequence[bytes]) -> bytes:
+        return b'"fields":{%b},"entries":[%b]}' % (b",".join(fields), b",".join(entries))
+
+    def parts(group: Group) -> Iterator[Part]:
         start = b"{"
         if group.label == HEADER:
             start = b'{"bundle":%b,"patient":%d,"order":[%b],"parts":%b,"derived":%b,' % (
                 bundle.shell,
                 bundle.patient,
                 b",".join(key for _, key, _ in patient),
-                msgspec.json.encode([group.label for group in profile.groups]),
+                msgspec.json.encode(labels),
                 msgspec.json.encode([part.label for part in profile.derived]),
             )
-        return Part(group.label, group.access, group.title, start + body)
+        own, shared = (entries[group.label], []) if group.each else ([], entries[group.label])
+        yield Part(group.label, group.access, group.title, start + body(fields[group.label], shared))
+        for n, entry in enumerate(own, 1):
+            yield Part(f"{group.label}-{n}", group.access, f"{group.title} {n}", b"{" + body([], [entry]))
 
     values = {name: value for name, _, value in patient}
-    return [part(group) for group in profile.groups] + [
+    return [part for group in profile.groups for part in parts(group)] + [
         Part(part.label, part.access, part.title, part.content(values.get(part.field)))
         for part in profile.derived
     ]

@@ -3,20 +3,21 @@
 A profile is data (TOML, see client/profiles), so an operator adds one without code:
 
     name     what the record's header says
-    groups   the parts in order, each with a label, a title and its first access class; m0, the header, leads
+    groups   the parts in order, each with a label, a title and its first access class; m0, the header, leads;
+             `each = true` makes a part of its own of every resource of the group: m8-1, m8-2, ...
     fields   top-level elements of Patient -> group; `_birthDate`, which extends `birthDate`, follows it
     rules    resource types, optionally with codes of which an element has one -> group; the first that fits decides
     default  the group of all that neither names
     derived  parts made from a date of the patient, for readers who must not see it; export ignores them
 
-The groups and their order depend on the profile alone, never on the record, so the number of parts tells
-nothing about a record.
+The groups and their order depend on the profile alone, never on the record, so without `each` the number of
+parts tells nothing about a record. With it, who sees any part sees how many parts there are, not which.
 """
 
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,7 +36,12 @@ _Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z]{1,64}\Z")]
 _date = re.compile(r"[0-9]{4}(-[0-9]{2}(-[0-9]{2})?)?")
 
 
-class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+_of_one_resource = re.compile(r"-[0-9]+\Z")
+_MAX_EACH = 27
+"""Characters of the label of a group with `each`, so that its parts' labels are labels too."""
+
+
+class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A part that every record under the profile has."""
 
     label: Label
@@ -43,7 +49,13 @@ class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     access: Label
 
 
-class Derived(Group, frozen=True, forbid_unknown_fields=True):
+class Group(Place, frozen=True, forbid_unknown_fields=True):
+    """A part for elements of the patient and for resources; with `each`, these become parts `label`-1, `label`-2, ..."""
+
+    each: bool = False
+
+
+class Derived(Place, frozen=True, forbid_unknown_fields=True):
     """A part that holds, under `key`, the year (`take` = 4) or year and month (7) of a date field of the
     patient."""
 
@@ -102,6 +114,11 @@ class Profile(msgspec.Struct, frozen=True):
     fields: dict[str, str]
     default: str
 
+    def access_of(self, label: str) -> str:
+        """The first access class of the part `label`; `private` for one that the profile does not know."""
+        places = {place.label: place.access for place in (*self.groups, *self.derived)}
+        return places.get(group_of(label), "private")
+
     def group_of_field(self, name: str) -> str:
         """The label of the group for a top-level element of Patient."""
         return self.fields.get(name.removeprefix("_"), self.default)
@@ -111,8 +128,22 @@ class Profile(msgspec.Struct, frozen=True):
         return next((rule.group for rule in self.rules if rule.fits(kind, resource)), self.default)
 
 
+def group_of(label: str) -> str:
+    """The label of the group that the part `label` belongs to."""
+    return _of_one_resource.sub("", label)
+
+
+def named(labels: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """What a name may stand for in a record whose parts are `labels`, by index: a part, or all parts of a group."""
+    names: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        for name in {label, group_of(label)}:
+            names.setdefault(name, []).append(index)
+    return {name: tuple(indices) for name, indices in names.items()}
+
+
 def load_profile(name_or_path: str | Path) -> Profile:
-    """A profile by the name of a bundled one (`paper`, `safe`) or by the path of a TOML file.
+    """A profile by the name of a bundled one (`paper`, `safe`, `fine`) or by the path of a TOML file.
 
     Raises `NotFound` if there is none, `Malformed` saying which key is wrong.
     """
@@ -145,6 +176,16 @@ def _check(file: _File) -> Profile:
         if every.count(label) > 1:
             raise Malformed(
                 f"The profile has the label {label} twice: labels of groups and derived parts must differ"
+            )
+        if group_of(label) != label:
+            raise Malformed(
+                f"The profile's label {label} ends like that of a single resource: end it without a number"
+            )
+    for group in file.groups:
+        if group.each and (group.label == HEADER or len(group.label) > _MAX_EACH):
+            raise Malformed(
+                f"The profile's group {group.label} cannot have a part for each resource: "
+                f"{HEADER} never can, and a label must have at most {_MAX_EACH} characters"
             )
     fields: dict[str, str] = {}
     for i, entry in enumerate(file.fields):

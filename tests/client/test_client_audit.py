@@ -47,7 +47,7 @@ class Journal:
 
     def __init__(self, folder: Path, signers: tuple[int, ...]) -> None:
         self.path = folder / "consensus.db"
-        self.store = Store(folder, COMMITTEE)
+        self.store = Store(folder, GENESIS)
         self.signers = signers
         self.waiting: list[Block] = []
         self.head = Header("", 0, 0, 0, b"", 0, b"", 0, GENESIS.time_ms, b"", b"", 0)
@@ -62,7 +62,7 @@ class Journal:
         self, view: int, skips: tuple[Certificate, ...] = (), mark: int = 0, txs: tuple[bytes, ...] = ()
     ) -> bytes:
         """A notarized block on top; `mark` tells the histories apart."""
-        keys = GENESIS.validators_hash
+        keys = COMMITTEE.validators_hash
         time_ms = self.head.time_ms + 1 + mark
         rest = (merkle.root(txs), len(txs), time_ms, keys, keys, COMMITTEE.leader(view))
         header = Header(GENESIS.chain_id, 0, view, self.head.height + 1, self.head_id, self.head.view, *rest)

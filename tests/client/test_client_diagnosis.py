@@ -7,11 +7,13 @@ import pytest
 from client.diagnosis import diagnose
 from crypto.errors import Malformed
 from crypto.sign import SigningKey
+from protocol.block import Committee
 from protocol.genesis import Genesis, Member
 
 NAMES = [f"storage-{i}" for i in range(1, 5)]
 MEMBERS = tuple(Member(n, SigningKey(bytes([i]) * 32).public, f"p{i}") for i, n in enumerate(NAMES, 1))
 GENESIS = Genesis("diptych/1/storage/x", "storage", "bft", MEMBERS, bytes(32), bytes(32), 0)
+COMMITTEE = Committee(GENESIS)
 SILENT = {"error": "does not answer", "url": "http://127.0.0.1:1"}
 
 
@@ -38,19 +40,19 @@ def status(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_an_idle_chain_is_said_to_be_idle():
-    assert diagnose(GENESIS, [status(n) for n in NAMES]) == [
+    assert diagnose(COMMITTEE, [status(n) for n in NAMES]) == [
         "idle at height 7: nothing waits, the last block is 12 s old"
     ]
 
 
 def test_too_few_nodes_are_named_with_what_is_needed():
-    assert diagnose(GENESIS, [status(NAMES[0]), SILENT, status(NAMES[2]), SILENT]) == [
+    assert diagnose(COMMITTEE, [status(NAMES[0]), SILENT, status(NAMES[2]), SILENT]) == [
         "waits for votes: needs 3 of 4 nodes, storage-2 and storage-4 do not answer; start them"
     ]
 
 
 def test_one_node_down_is_named_with_what_the_chain_still_bears():
-    said = diagnose(GENESIS, [*(status(n) for n in NAMES[:3]), SILENT])
+    said = diagnose(COMMITTEE, [*(status(n) for n in NAMES[:3]), SILENT])
     assert said[-1] == "storage-4 does not answer; one more failure stops the chain"
 
 
@@ -62,14 +64,14 @@ def test_a_stuck_view_names_leader_who_gave_up_and_who_is_unheard():
         "no_nullify_from": NAMES[2:],
         "since_final_s": 40.0,
     }
-    (said,) = diagnose(GENESIS, [status(n, **stuck) for n in NAMES])
+    (said,) = diagnose(COMMITTEE, [status(n, **stuck) for n in NAMES])
     assert "view 8 of leader storage-1 needs 3 of 4" in said
     assert "storage-1 and storage-2 gave the leader up" in said
     assert "nothing in this view from storage-3 and storage-4" in said
 
 
 def test_a_node_without_links_is_told_to_check_its_network():
-    said = diagnose(GENESIS, [status(NAMES[0], peers=[]), *(status(n) for n in NAMES[1:])])
+    said = diagnose(COMMITTEE, [status(NAMES[0], peers=[]), *(status(n) for n in NAMES[1:])])
     assert said[0].startswith(
         "storage-1 cannot reach a quorum: it has no link to storage-2, storage-3 and storage-4"
     )
@@ -77,7 +79,7 @@ def test_a_node_without_links_is_told_to_check_its_network():
 
 def test_a_halt_a_full_disk_and_a_fork_come_first():
     said = diagnose(
-        GENESIS,
+        COMMITTEE,
         [
             status(NAMES[0], halted="two"),
             status(NAMES[1], alarm="full"),
@@ -92,7 +94,7 @@ def test_a_halt_a_full_disk_and_a_fork_come_first():
 
 def test_a_node_far_behind_is_named():
     said = diagnose(
-        GENESIS,
+        COMMITTEE,
         [status(NAMES[0], height=900), *(status(n, height=899) for n in NAMES[1:3]), status(NAMES[3])],
     )
     assert said[0] == "storage-4 is behind and catching up with height 900"
@@ -103,4 +105,4 @@ def test_a_node_far_behind_is_named():
 )
 def test_a_status_in_another_form_is_refused(change):
     with pytest.raises(Malformed, match="agreed form"):
-        diagnose(GENESIS, [status(n, **change) for n in NAMES])
+        diagnose(COMMITTEE, [status(n, **change) for n in NAMES])

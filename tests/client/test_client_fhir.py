@@ -24,18 +24,20 @@ from client.fhir import (
     load_bundle,
     load_profile,
     minify,
+    named,
     read_bundle,
     split,
     tokens_equal,
 )
 from client.samples import generate
+from crypto.ceas import MAX_PARTS
 from crypto.errors import Malformed, NotFound
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = sorted((ROOT / "client" / "samples").glob("*.json"))
 REAL = sorted((ROOT.parent / "shared" / "data" / "synthea").glob("*.json.gz"))
 BUNDLES = [pytest.param(path, id=f"{path.parent.name}-{i}") for i, path in enumerate(SAMPLES + REAL)]
-PROFILES = ["paper", "safe"]
+PROFILES = ["paper", "safe", "fine"]
 
 _token = re.compile(r'"(?:\\.|[^"\\])*"|[{}\[\]:,]|[^\s{}\[\]:,"]+', re.DOTALL)
 
@@ -455,9 +457,62 @@ def test_access_classes_are_those_of_the_paper_and_stricter_in_safe() -> None:
     assert {part.access for part in sample_parts("safe")} == {"shared", "private"}
 
 
-def test_both_bundled_profiles_sort_a_record_alike() -> None:
-    paper, safe = load_profile("paper"), load_profile("safe")
-    assert (paper.rules, paper.fields, paper.default) == (safe.rules, safe.fields, safe.default)
+def test_all_bundled_profiles_sort_a_record_alike() -> None:
+    paper, *others = map(load_profile, PROFILES)
+    for other in others:
+        assert (paper.rules, paper.fields, paper.default) == (other.rules, other.fields, other.default)
+
+
+def test_fine_differs_from_safe_in_the_grain_alone() -> None:
+    safe, fine = load_profile("safe"), load_profile("fine")
+    assert fine.derived == safe.derived
+    assert [(g.label, g.title, g.access) for g in fine.groups] == [
+        (g.label, g.title, g.access) for g in safe.groups
+    ]
+    assert {g.label for g in fine.groups if g.each} == {"m5", "m6", "m7", "m8", "m9"}
+    assert not any(g.each for g in safe.groups)
+
+
+def test_each_resource_of_a_fine_group_is_a_part_of_its_own() -> None:
+    report = {"resourceType": "DiagnosticReport"}
+    data = document(PATIENT, report | {"id": "a"}, {"resourceType": "Claim"}, report | {"id": "b"})
+    parts = split(read_bundle(data), load_profile("fine"))
+    shown = {part.label: json.loads(part.content) for part in parts if part.label.startswith("m8")}
+    assert list(shown) == ["m8", "m8-1", "m8-2"]
+    assert shown["m8"] == {"fields": {}, "entries": []}
+    assert [[e["resource"]["id"] for e in shown[label]["entries"]] for label in ("m8-1", "m8-2")] == [
+        ["a"],
+        ["b"],
+    ]
+    assert {part.access for part in parts if part.label in shown} == {"private"}
+    assert [part.title for part in parts if part.label == "m8-2"] == ["Examination report 2"]
+    profile = load_profile("fine")
+    assert [profile.access_of(name) for name in ("m8", "m8-17", "m5-1", "birth-year", "unknown")] == [
+        "private",
+        "private",
+        "shared",
+        "shared",
+        "private",
+    ]
+
+
+def test_a_group_names_all_its_parts_and_a_part_itself() -> None:
+    labels = ["m0", "m8", "m8-1", "m8-2", "birth-year"]
+    assert named(labels) == {
+        "m0": (0,),
+        "m8": (1, 2, 3),
+        "m8-1": (2,),
+        "m8-2": (3,),
+        "birth-year": (4,),
+    }
+
+
+def test_more_parts_than_a_signature_can_be_over_are_refused() -> None:
+    room = MAX_PARTS - len(split(read_bundle(document(PATIENT)), load_profile("fine")))
+    reports = [{"resourceType": "Observation"}] * (room + 1)
+    assert len(split(read_bundle(document(PATIENT, *reports[:-1])), load_profile("fine"))) == MAX_PARTS
+    with pytest.raises(Malformed, match="4097 parts"):
+        split(read_bundle(document(PATIENT, *reports)), load_profile("fine"))
 
 
 def test_patient_fields_go_to_their_parts_and_unknown_ones_to_a_private_one() -> None:
@@ -649,6 +704,10 @@ def test_an_operators_own_profile_with_several_predicates_works(tmp_path: Path) 
         ({"groups": '[{label="m0",title="H"}]'}, "access"),
         ({"groups": '[{label="m0",title="H",access="a",color="red"}]'}, "color"),
         ({"groups": '[{label="m0",title="H",access="a"},{label="m0",title="H",access="a"}]'}, "m0 twice"),
+        ({"groups": '[{label="m0",title="H",access="a"},{label="m-8",title="H",access="a"}]'}, "label m-8 ends"),
+        ({"groups": '[{label="m0",title="H",access="a",each=true}]'}, "m0 cannot"),
+        ({"groups": f'[{{label="m0",title="H",access="a"}},{{label="{"m" * 28}",title="H",access="a",each=true}}]'}, "27"),
+        ({"derived": '[{label="d-1",title="D",access="a",field="birthDate",take=4,key="y"}]'}, "label d-1 ends"),
         ({"derived": '[{label="rest",title="D",access="a",field="birthDate",take=4,key="y"}]'}, "rest twice"),
         ({"derived": '[{label="d",title="D",access="a",field="birthDate",take=9,key="y"}]'}, "$.derived[0].take"),
         ({"fields": '[{field=["name"],group="m7"}]'}, "fields[0].group"),
@@ -672,7 +731,7 @@ def test_a_bad_profile_is_refused_naming_the_key(tmp_path: Path, changes: dict[s
 
 
 def test_a_profile_that_is_not_there_or_too_large_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="one of paper, safe"):
+    with pytest.raises(NotFound, match="one of fine, paper, safe"):
         load_profile("nosuch")
     with pytest.raises(NotFound):
         load_profile(tmp_path)

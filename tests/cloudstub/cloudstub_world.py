@@ -16,6 +16,8 @@ import msgspec
 from cloudstub.server import CloudConfig, Limits
 from crypto.codec import encode
 from crypto.sign import SigningKey
+from protocol.block import Committee
+from protocol.genesis import Genesis, Member
 from protocol.identity import Credential, SignedCredential, SignedTicket, Ticket, TicketSignature
 from protocol.record import (
     BlobRef,
@@ -54,8 +56,15 @@ class Clock:
         return self.now
 
 
+def committee(chain: str) -> Callable[[int], Committee]:
+    members = tuple(Member(f"n{i}", node.public, f"peer-{i}") for i, node in enumerate(NODES[chain]))
+    fixed = Committee(Genesis(chain, "storage", "bft", members, AUTHORITY.public, bytes(32), NOW))
+    assert fixed.quorum == QUORUM
+    return lambda epoch: fixed
+
+
 def config(folder: Path, clock: Any, limits: Limits | None = None) -> CloudConfig:
-    chains = {chain: (tuple(node.public for node in nodes), QUORUM) for chain, nodes in NODES.items()}
+    chains = {chain: committee(chain) for chain in NODES}
     return CloudConfig(folder, CLOUD, AUTHORITY.public, chains, clock, limits or Limits())
 
 
@@ -129,7 +138,7 @@ def make_ticket(
     ticket = msgspec.structs.replace(plain, **changes)
     nodes = NODES[view.chain_id]
     signatures = (TicketSignature(i, nodes[i].sign("ticket", encode(ticket))) for i in signers)
-    return SignedTicket(ticket, tuple(signatures))
+    return SignedTicket(ticket, 0, tuple(signatures))
 
 
 def make_download(

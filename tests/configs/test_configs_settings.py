@@ -1,11 +1,13 @@
 """Settings of daemons: flags over environment over file, paths relative to the file, faults listed with their field."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from configs.settings import AuthoritySettings, CloudSettings, NodeSettings
+from configs.settings import AuthoritySettings, CloudSettings, NodeSettings, Pairing
 from crypto.errors import Malformed, NotFound
+from crypto.group import BACKENDS
 
 FILE = """
 network = "../network.toml"
@@ -130,3 +132,13 @@ def test_each_daemon_has_its_own_bounds(path, kind, line):
     path.write_text(f"{common}\n{line}")
     with pytest.raises(Malformed, match=line.split(" ")[0]):
         kind.load(path)
+
+
+def test_every_pairing_library_can_be_preferred_and_no_other(path, monkeypatch):
+    assert get_args(Pairing) == tuple(BACKENDS)
+    assert NodeSettings.load(path).pairing is None
+    monkeypatch.setenv("DIPTYCH_PAIRING", "arkworks")
+    assert NodeSettings.load(path).pairing == "arkworks"
+    monkeypatch.setenv("DIPTYCH_PAIRING", "pbc")
+    with pytest.raises(Malformed, match="pairing"):
+        NodeSettings.load(path)

@@ -3,14 +3,13 @@ import os
 from pathlib import Path
 
 import py_arkworks_bls12381 as ark
-import pymcl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crypto import group
 from crypto.errors import Malformed
-from crypto.group import G1, G1_GENERATOR, G2, G2_GENERATOR, GT, ORDER
+from crypto.group import G1, G1_GENERATOR, G2, G2_GENERATOR, ORDER
 
 VECTORS = Path(__file__).parents[2].parent / "shared/data/vectors/rfc9380_BLS12381G1_XMD_SHA-256_SSWU_RO.json"
 FIELD = 0x1A0111EA397FE69A4B1BA7B6434BACD764774B84F38512BF6730D2A0F6B0F6241EABFFFEB153FFFFB9FEFFFFFFFFAAAB
@@ -108,45 +107,6 @@ def test_points_form_a_group_and_scalars_wrap_at_its_order():
         assert generator * -1 == -generator
         assert (generator * ORDER).is_identity
     assert G1_GENERATOR != G2_GENERATOR
-
-
-def test_an_element_of_gt_decodes_to_itself():
-    element = group.gt_generator() ** 7
-    assert GT.from_bytes(element.to_bytes()) == element
-
-
-def test_elements_outside_gt_are_refused_even_where_mcl_takes_them():
-    good = group.gt_generator().to_bytes()
-    junk = b"\x02" + bytes(575)
-    one = b"\x01" + bytes(575)
-    assert pymcl.GT.deserialize(junk) ** pymcl.Fr.deserialize(bytes(32)) == pymcl.GT.deserialize(one)
-    not_canonical = (int.from_bytes(good[:48], "little") + FIELD).to_bytes(49, "little")[:48] + good[48:]
-    negated_order_two = (FIELD - 1).to_bytes(48, "little") + bytes(528)
-    for data in (
-        b"",
-        good[:-1],
-        good + b"\0",
-        junk,
-        one,
-        bytes(576),
-        b"\xff" * 576,
-        not_canonical,
-        negated_order_two,
-    ):
-        with pytest.raises(Malformed):
-            GT.from_bytes(data)
-
-
-def test_an_element_of_the_cyclotomic_subgroup_outside_gt_is_refused():
-    base = pymcl.GT.deserialize(b"".join((i * i + 3).to_bytes(48, "little") for i in range(12)))
-    element = pymcl.GT()
-    for bit in bin((FIELD**6 - 1) * (FIELD**2 + 1))[2:]:
-        element = element * element
-        if bit == "1":
-            element = element * base
-    assert not element.is_one()
-    with pytest.raises(Malformed):
-        GT.from_bytes(element.serialize())
 
 
 def test_forked_workers_draw_distinct_scalars_after_a_draw_of_the_parent():

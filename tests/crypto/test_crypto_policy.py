@@ -5,12 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crypto import epoch
 from crypto import policy as policies
 from crypto.errors import Malformed, PolicyError
-from crypto.policy import coefficients, either, parse, share
+from crypto.policy import coefficients, either, parse, share, spread
 
 MODULUS = 2**61 - 1
-NAMES = ("role:doctor", "role:nurse", "org:st-mary", "patient:3f2a", "status:active@2026w47")
+WEEKS = ("2026w46", "2026w47", "2027w02")
+NAMES = ("role:doctor", "role:nurse", "org:st-mary", *(f"status:active@{week}" for week in WEEKS))
 
 
 def gates(children):
@@ -36,15 +38,17 @@ def written(tree, noise) -> str:
     return f"{k} of({' ,'.join(parts)})"
 
 
+def holds(held, name) -> bool:
+    """Whether `name`, or the same for a later week, is in `held`."""
+    base, _, week = name.partition("@")
+    return any(other == name or (week and other.startswith(base + "@") and other > name) for other in held)
+
+
 def meets(tree, held) -> bool:
     if isinstance(tree, str):
-        return tree in held
+        return holds(held, tree)
     k, children = tree
     return sum(meets(child, held) for child in children) >= k
-
-
-def leaf_count(tree) -> int:
-    return 1 if isinstance(tree, str) else sum(map(leaf_count, tree[1]))
 
 
 @settings(max_examples=200, deadline=None)
@@ -52,7 +56,6 @@ def leaf_count(tree) -> int:
 def test_a_policy_means_its_formula_and_has_one_text_however_it_is_written(tree, held, first, second):
     policy = parse(written(tree, first))
     assert policy.satisfied(held) == meets(tree, held)
-    assert len(policy.leaves) == leaf_count(tree)
     again = parse(written(tree, second))
     assert (again, str(again), again.leaves) == (policy, str(policy), policy.leaves)
     assert parse(str(policy)) == policy
@@ -69,7 +72,9 @@ def test_shares_of_a_satisfying_set_and_of_no_other_give_the_secret(tree, held, 
     weights = coefficients(policy, held, MODULUS)
     assert (weights is not None) == meets(tree, held)
     if weights is not None:
-        assert all(policy.leaves[leaf] in held for leaf in weights)
+        assert {policy.leaves[leaf] for leaf in weights} <= {
+            part for name in held for part in epoch.held(name)
+        }
         assert sum(shares[leaf] * weight for leaf, weight in weights.items()) % MODULUS == secret
 
 
@@ -99,10 +104,46 @@ def test_shares_of_a_set_that_does_not_satisfy_tell_nothing_about_the_secret(tre
     for chosen in range(len(draws)):
         one = iter([int(i == chosen) for i in range(len(draws))])
         columns.append(share(policy, 0, one.__next__, MODULUS))
-    rows = [row for row, name in zip(zip(*columns, strict=True), policy.leaves, strict=True) if name in held]
+    own = {part for name in held for part in epoch.held(name)}
+    rows = [row for row, leaf in zip(zip(*columns, strict=True), policy.leaves, strict=True) if leaf in own]
     target = [1] + [0] * len(draws)
     spans = rank(rows) == rank([*rows, target]) if rows else False
     assert spans == meets(tree, held)
+
+
+def test_a_secret_of_any_group_is_shared_as_a_number_is():
+    """Pairs of numbers stand for a group; each coordinate is shared with its own draws."""
+
+    class Pair(tuple):
+        def __add__(self, other):
+            return Pair((self[0] + other[0], self[1] + other[1]))
+
+        def __sub__(self, other):
+            return Pair((self[0] - other[0], self[1] - other[1]))
+
+    policy = parse("3 of (a:1, b:1 and c:1, 2 of (a:1, d:1, e:1), f:1 or g:1, h:1)")
+    first, second = ([random.Random(seed).randrange(MODULUS) for _ in range(9)] for seed in (1, 2))
+    pairs = iter([Pair(both) for both in zip(first, second, strict=True)])
+    shared = spread(policy, Pair((5, 6)), pairs.__next__)
+    for index, (secret, draws) in enumerate(((5, first), (6, second))):
+        expected = share(policy, secret, iter(draws).__next__, MODULUS)
+        assert [part[index] % MODULUS for part in shared] == expected
+
+
+@pytest.mark.parametrize(("k", "count"), [(2, 3), (3, 7), (128, 256)])
+def test_shares_of_a_threshold_are_those_of_shamir_a_polynomial_of_degree_below_it(k, count):
+    source = random.Random(5)
+    shares = share(
+        parse(f"{k} of ({', '.join(f'a:{i:03}' for i in range(count))})"),
+        99,
+        lambda: source.randrange(MODULUS),
+        MODULUS,
+    )
+    column = [99, *shares]
+    for _ in range(k):
+        assert any(column)
+        column = [(after - before) % MODULUS for before, after in itertools.pairwise(column)]
+    assert not any(column)
 
 
 def test_weights_are_one_for_and_and_or_and_few_leaves_are_used():
@@ -124,7 +165,14 @@ def test_weights_are_one_for_and_and_or_and_few_leaves_are_used():
         ("2 of (c:1, 2 of (z:1, b:1, a:1), d:1 or e:1)", "2 of (2 of (a:1, b:1, z:1), c:1, d:1 or e:1)"),
         ("02 of(a:1,a:1,b:1)", "2 of (a:1, a:1, b:1)"),
         ("1 of (a:1)", "a:1"),
-        ("a:1 and a:1", "a:1 and a:1"),
+        ("a:1 and a:1", "a:1"),
+        ("1 of (a:1, a:1, a:1)", "a:1"),
+        ("b:1 or a:1 or (b:1)", "a:1 or b:1"),
+        ("(a:1 or b:1) and c:1 and (b:1 or a:1)", "(a:1 or b:1) and c:1"),
+        ("(b:1 or a:1 and a:1) or (1 of (a:1, b:1))", "a:1 or b:1"),
+        ("2 of (a:1 and b:1, b:1 and a:1)", "a:1 and b:1"),
+        ("2 of (a:1, a:1, a:1)", "2 of (a:1, a:1, a:1)"),
+        ("c:1 and (a:1 or a:1) and b:1", "a:1 and b:1 and c:1"),
         ("\tstatus:active@2026w47\r\n", "status:active@2026w47"),
     ],
 )
@@ -179,6 +227,12 @@ def test_and_binds_tighter_than_or():
         ("(" * 16000, 33, "nested"),
         ("1 of (" * 33 + "a:1" + ")" * 33, 198, "nested"),
         (" or ".join(["a:1"] * 257), 256 * 7 + 1, "more than 256"),
+        (" or ".join(f"a:{i}@2026w47" for i in range(65)), 1, "more than 256"),
+        ("a:1 or status:active@2026w54", 8, "2026w54 is no week"),
+        ("a:1 or status:active@2025w53", 8, "no week"),
+        ("status:active@2026W47", 1, "such as 2026w47"),
+        ("status:active@2026w7", 1, "no week"),
+        ("status:active@1999w01", 1, "from 2020"),
         ("a:1" + " " * 16382, 16385, "longer than 16384"),
     ],
 )
@@ -208,7 +262,8 @@ def test_any_row_of_words_parses_or_is_refused_with_a_column(words):
 def test_policies_at_the_bounds_parse_and_their_text_parses_again():
     deep = "(" * 32 + "a:1" + ")" * 32
     assert str(parse(deep)) == "a:1"
-    assert len(parse(" or ".join(["(a:1)"] * 100)).leaves) == 100
+    assert len(parse(" or ".join(f"(a:{i})" for i in range(256))).leaves) == 256
+    assert len(parse(" or ".join(f"a:{i}@2026w47" for i in range(64))).leaves) == 256
     alternating = "a:1"
     for level in range(32):
         alternating = f"b:{level} and ({alternating} or c:{level})"
@@ -237,7 +292,12 @@ def test_a_policy_whose_canonical_text_would_be_too_long_to_parse_is_refused():
 def test_either_is_the_canonical_or_of_whole_policies():
     assert either("b:1 and a:1", "c:1") == "a:1 and b:1 or c:1"
     assert either("c:1", "a:1 and b:1") == either("a:1 and b:1 or c:1") == "a:1 and b:1 or c:1"
-    for texts in ([], ["a:1) or (b:1", "c:1"], ["a:1", ""], [" or ".join(["a:1"] * 200)] * 2):
+    for texts in (
+        [],
+        ["a:1) or (b:1", "c:1"],
+        ["a:1", ""],
+        [" or ".join(f"{kind}:{i}" for i in range(200)) for kind in "ab"],
+    ):
         with pytest.raises(PolicyError):
             either(*texts)
 

@@ -132,6 +132,28 @@ def test_a_record_goes_from_the_doctor_to_the_researcher_by_commands_alone(
     assert seen["tx"] in {tx["tx"] for tx in block["txs"]}
 
 
+def test_a_fine_record_with_rules_is_made_shown_and_kept_to_by_commands(
+    diptych: Callable, people: SimpleNamespace, tmp_path: Path
+):
+    path = tmp_path / "fine.diptych"
+    words = ["--patient", people.keys["patient"], "--out", path, "--profile", "fine"]
+    rules = ["--rule", "together(m6-1, m7-1)", "--rule", "if(any(m5), m2)"]
+    made = diptych("doctor", "record", "import", SAMPLES[0], *words, *rules)
+    listed = {p["part"]: p["access"] for p in made["parts"]}
+    assert listed["m8-1"] == "private"
+    stored = diptych("patient", "record", "store", path, "--access", "m8=shared")
+    access = {p["part"]: p["access"] for p in stored["parts"]}
+    assert {access[label] for label in access if label.startswith("m8")} == {"shared"}
+    assert access["m9-1"] == "private"
+    assert stored["rules"][0] == "together(m6-1, m7-1)"
+    refused = diptych("patient", "record", "move", made["record"], "m6-1", "--to", "private", code=5)
+    assert "rule 1 of the doctor" in refused["message"]
+    moved = diptych("patient", "record", "move", made["record"], "m8-2", "--to", "private")
+    assert {p["part"] for p in moved["parts"] if p["access"] != access[p["part"]]} == {"m8-2"}
+    strange = diptych("doctor", "record", "import", SAMPLES[0], *words, "--rule", "never m8", code=3)
+    assert "column 7" in strange["message"]
+
+
 def test_chain_status_names_every_node_of_both_chains(diptych: Callable):
     nodes = {s["node"] for s in diptych("patient", "chain", "status")}
     assert nodes == {f"{kind}-{n}" for kind in ("storage", "sharing") for n in (1, 2, 3, 4)}

@@ -14,7 +14,6 @@ from e2e_files import ROOT
 
 from configs.files import load_network
 from node.store import Store
-from protocol.block import Committee
 
 
 def test_the_devnet_runs_until_ctrl_c_and_leaves_no_process_behind(run: Callable, tmp_path: Path):
@@ -68,7 +67,7 @@ def test_a_node_with_a_damaged_journal_says_so_and_does_not_start(run: Callable,
     run("run_node.py", "devnet", "--dir", folder, "--storage", "1", "--sharing", "1", "--only-make")
     config = folder / "storage-1" / "config.toml"
     _, chains = load_network(folder / "network.toml")
-    Store(folder / "storage-1" / "data", Committee(chains["storage"])).close()
+    Store(folder / "storage-1" / "data", chains["storage"]).close()
     journal = folder / "storage-1" / "data" / "consensus.db"
     data = journal.read_bytes()
     journal.write_bytes(

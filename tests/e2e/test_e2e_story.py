@@ -8,9 +8,12 @@ import pytest
 from e2e_files import BUNDLES, SAMPLES
 from rich.console import Console
 
+from client.authority import Authority
 from client.fhir import load_bundle, tokens_equal
 from client.story import Story
-from node.devnet import Supervisor
+from configs.settings import AuthoritySettings, NetworkSettings
+from crypto.schemes import read_public
+from node.devnet import Supervisor, make
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +51,18 @@ def test_the_demo_command_refuses_a_bad_file_before_it_starts_anything(run: Call
     refused = run("run_node.py", "demo", bad, code=1)
     assert "error:" in refused.stderr
     assert "Starting the network" not in refused.stdout
+
+
+def test_the_story_holds_with_fame_as_the_scheme(tmp_path: Path):
+    make(tmp_path, NetworkSettings(storage=1, sharing=1, scheme="fame"))
+    authority = Authority.open(AuthoritySettings.load(tmp_path / "authority" / "config.toml"), None)
+    with Supervisor(tmp_path) as supervisor:
+        supervisor.start()
+        supervisor.wait_ready()
+        with Story(
+            tmp_path / "network.toml", supervisor, authority.invite, Console(file=io.StringIO())
+        ) as story:
+            story.enrol()
+            data = load_bundle(SAMPLES[0])
+            assert tokens_equal(story.tell(data, kill=False).exported, data)
+    assert read_public(bytes.fromhex(authority.info()["abe_public"])).suite == "fame-bls12381-fo"

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx2
@@ -15,9 +15,10 @@ from crypto.sign import SigningKey
 from node.api import create_app
 from node.daemon import Node
 from node.devnet import free_ports
-from node.net import Peer
+from node.net import Net, Peer
 from node.tls import TlsNet, identity_of
 from protocol.genesis import Genesis, Member
+from protocol.network import NodeAddress
 from protocol.tx import Request, Tx
 
 TIMEOUT = 30
@@ -54,21 +55,24 @@ class World:
         return self.folder / f"n{i}"
 
     def make(self, i: int, rejoin: bool = False) -> Node:
-        book = [
-            Peer(m.name, m.identity, "127.0.0.1", port)
-            for m, port in zip(self.genesis.members, self.ports, strict=True)
-            if m is not self.genesis.members[i]
-        ]
-        net = TlsNet(
-            me=f"n{i}",
-            chain_id=self.genesis.chain_id,
-            identity_seed=self.seeds[i],
-            listen_host="127.0.0.1",
-            listen_port=self.ports[i],
-            peers=book,
+        def transport(peers: Sequence[Peer]) -> Net:
+            return TlsNet(
+                me=f"n{i}",
+                chain_id=self.genesis.chain_id,
+                identity_seed=self.seeds[i],
+                listen_host="127.0.0.1",
+                listen_port=self.ports[i],
+                peers=peers,
+            )
+
+        marker, keys = self.folder / f"n{i}.journal", [self.keys[i]]
+        addresses = {
+            f"n{k}": NodeAddress(f"127.0.0.1:{port}", "http://127.0.0.1:1")
+            for k, port in enumerate(self.ports)
+        }
+        return Node(
+            self.genesis, f"n{i}", keys, INDEX_KEY, transport, lambda: addresses, self.data(i), marker, rejoin
         )
-        marker = self.folder / f"n{i}.journal"
-        return Node(self.genesis, self.keys[i], INDEX_KEY, net, self.data(i), marker, rejoin)
 
     async def start(self, *numbers: int, rejoin: bool = False) -> None:
         for i in numbers or range(len(self.keys)):

@@ -17,7 +17,7 @@ from crypto.errors import Conflict, DiptychError, Malformed, NotFound, Unauthent
 from node.backup import MANIFEST, Manifest, backup, restore
 from node.prune import prune
 from node.store import JOURNAL, LEDGER, Store
-from protocol.block import Committee, decode_block
+from protocol.block import decode_block
 
 
 @pytest.fixture
@@ -297,7 +297,7 @@ async def test_a_pruned_node_serves_what_it_has_and_nothing_false(world, tmp_pat
     await world.grow(0, 5)
     await world.stop()
     _, last = prune(world.data(0), tmp_path / "archive.db", world.genesis, 0)
-    store = Store(world.data(0), Committee(world.genesis))
+    store = Store(world.data(0), world.genesis)
     try:
         assert store.page(1) is store.page(last) is None
         page = store.page(last + 1)

@@ -201,7 +201,7 @@ def test_each_contradicted_vote_is_evidence_against_its_signer_alone(liar):
 def test_the_second_proposal_of_a_view_is_as_sound_as_the_first(liar):
     committee, key, equivocator = liar
     genesis = committee.genesis
-    hashes = (genesis.validators_hash, genesis.validators_hash)
+    hashes = (committee.validators_hash, committee.validators_hash)
     header = Header(genesis.chain_id, 0, 1, 1, genesis.hash, 0, merkle.root(()), 0, 5, *hashes, 0)
     first = Proposal(Block(header, (), ()), None, committee.sign(key, 0, "notarize", 1, header.id))
     second = equivocator.contradiction(first)

@@ -368,10 +368,13 @@ async def test_an_allowed_request_opens_the_index_and_yields_a_ticket_of_a_quoru
         found = decode_index(USER_SEAL.open(release.sealed_index, "the index"))
         assert found == index
         found.verify(PATIENT.public)
-    genesis, now = world.genesis, time.time_ns() // 1_000_000
+    committee, now = world.nodes[0].core.committee, time.time_ns() // 1_000_000
     signatures = tuple(sorted((r.signature for r in releases), key=lambda s: s.signer))
-    ticket = SignedTicket(releases[0].ticket, signatures[:3])
-    assert ticket.verify(genesis.chain_id, genesis.keys, genesis.quorum, now).requester == USER.public
+    ticket = SignedTicket(releases[0].ticket, 0, signatures[:3])
+    assert (
+        ticket.verify(world.genesis.chain_id, 0, committee.keys, committee.quorum, now).requester
+        == USER.public
+    )
     log = (await world.get(1, f"/v1/record/{RECORD.hex()}/log")).json()
     assert [(r["code"], r["purpose"]) for r in log["receipts"]] == [("allowed", "research")]
 

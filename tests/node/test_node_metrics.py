@@ -72,7 +72,9 @@ async def test_status_tells_what_each_member_has_last_said(world):
     await world.start()
     await world.grow(0, 2)
     tip = world.nodes[0].core.tip
-    await world.until(lambda: all(s.height is not None for s in world.nodes[0].metrics.sights.values()))
+    await world.until(
+        lambda: all(world.nodes[0].metrics.sight(f"n{k}").height is not None for k in (1, 2, 3))
+    )
     status = (await world.get(0, "/v1/status")).json()
     assert [m["node"] for m in status["members_seen"]] == ["n1", "n2", "n3"]
     for member in status["members_seen"]:
@@ -87,7 +89,7 @@ async def test_status_tells_what_each_member_has_last_said(world):
 async def test_status_of_a_stuck_chain_names_who_is_missing_and_who_gave_up(world):
     await world.start(0, 1)
     world.nodes[1].submit(world.tx())
-    await world.until(lambda: "nullify" in world.nodes[0].metrics.sights["n1"].votes)
+    await world.until(lambda: "nullify" in world.nodes[0].metrics.sight("n1").votes)
     await world.until(lambda: 0 not in world.nodes[0].core.missing_votes()["nullify"])
     status = (await world.get(0, "/v1/status")).json()
     seen = {m["node"]: m for m in status["members_seen"]}

@@ -35,7 +35,7 @@ async def test_a_node_whose_data_folder_was_deleted_starts_only_with_rejoin_and_
 
 async def test_a_node_of_a_chain_too_small_for_reports_cannot_rejoin(tmp_path):
     world = World(tmp_path, size=3)
-    assert world.genesis.quorum == 3
+    assert Committee(world.genesis).quorum == 3
     with pytest.raises(Conflict, match="reports from 3 others"):
         world.make(0, rejoin=True)
 

@@ -42,7 +42,7 @@ def cluster() -> Cluster:
 
 @pytest.fixture
 def store(tmp_path, cluster):
-    made = Store(tmp_path / "data", cluster.committee)
+    made = Store(tmp_path / "data", cluster.genesis)
     yield made
     made.close()
 
@@ -145,7 +145,7 @@ def test_what_was_written_when_the_process_died_is_there_and_the_open_step_is_no
     store._db.execute("INSERT INTO votes VALUES (2, 'nullify', x'00')")
     shutil.copytree(tmp_path / "data", tmp_path / "after")
     store._db.execute("ROLLBACK")
-    after = Store(tmp_path / "after", cluster.committee)
+    after = Store(tmp_path / "after", cluster.genesis)
     assert [(v.view, v.kind) for v in after.load().votes] == [(1, "nullify")]
     after.close()
 
@@ -154,9 +154,9 @@ def test_what_was_written_when_the_process_died_is_there_and_the_open_step_is_no
 
 
 def test_a_second_process_on_the_folder_is_refused_until_the_first_ends(tmp_path, cluster):
-    store = Store(tmp_path / "data", cluster.committee)
+    store = Store(tmp_path / "data", cluster.genesis)
     with pytest.raises(Conflict, match="in use by another process"):
-        Store(tmp_path / "data", cluster.committee)
+        Store(tmp_path / "data", cluster.genesis)
     program = (
         "import sys; from pathlib import Path; from node.store import FolderLock\n"
         "try: FolderLock(Path(sys.argv[1]))\n"
@@ -173,11 +173,11 @@ def test_a_second_process_on_the_folder_is_refused_until_the_first_ends(tmp_path
 
 
 def test_a_folder_of_another_chain_is_refused_and_left_usable(tmp_path, cluster):
-    Store(tmp_path, cluster.committee).close()
+    Store(tmp_path, cluster.genesis).close()
     other = msgspec.structs.replace(cluster.genesis, chain_id="diptych/1/storage/other")
     with pytest.raises(Conflict, match="another chain"):
-        Store(tmp_path, type(cluster.committee)(other))
-    Store(tmp_path, cluster.committee).close()
+        Store(tmp_path, type(cluster.genesis)(other))
+    Store(tmp_path, cluster.genesis).close()
 
 
 # --- restarts ----------------------------------------------------------------------------------------------------------
@@ -187,9 +187,9 @@ class StoreDisk(Disk):
     """The model disk and a real journal side by side: every start is from the real one, and both must agree."""
 
     def __init__(self, cluster: Cluster, host: int, folder: Path) -> None:
-        super().__init__(cluster.committee)
+        super().__init__(cluster.genesis)
         self._cluster, self._host, self._folder = cluster, host, folder
-        self.store = Store(folder, cluster.committee)
+        self.store = Store(folder, cluster.genesis)
         self.signed: set[bytes] = set()
 
     def apply(self, effects: list[Effect]) -> None:
@@ -199,7 +199,7 @@ class StoreDisk(Disk):
 
     def load(self) -> Restored:
         self.store.close()
-        self.store = Store(self._folder, self._cluster.committee)
+        self.store = Store(self._folder, self._cluster.genesis)
         real, model = self.store.load(), super().load()
         assert state_of(core_from(self._cluster, real, self._host)) == state_of(
             core_from(self._cluster, model, self._host)
@@ -248,11 +248,11 @@ def test_cores_on_real_journals_crash_restart_and_catch_up_without_a_fork_or_a_f
 
 
 def test_transactions_of_the_last_ten_minutes_are_remembered_as_final(tmp_path, cluster):
-    store = Store(tmp_path, cluster.committee)
+    store = Store(tmp_path, cluster.genesis)
     blocks = chain_of(cluster, 1, 2)
     store.apply(finalized(cluster, blocks))
     store.close()
-    store = Store(tmp_path, cluster.committee)
+    store = Store(tmp_path, cluster.genesis)
     mempool = core_from(cluster, store.load()).mempool
     for block in blocks:
         with pytest.raises(Conflict, match="already final"):
@@ -264,10 +264,10 @@ def test_a_halt_and_its_evidence_survive_a_restart(tmp_path, cluster):
     pair = [cluster.committee.sign(cluster.keys[2], 2, "finalize", 5, b) for b in (b"x" * 32, b"y" * 32)]
     evidence = conflict(cluster.committee, *pair)
     assert isinstance(evidence, Evidence)
-    store = Store(tmp_path, cluster.committee)
+    store = Store(tmp_path, cluster.genesis)
     store.apply([Record(evidence), Record(evidence), Halted("the chain is halted: look")])
     store.close()
-    store = Store(tmp_path, cluster.committee)
+    store = Store(tmp_path, cluster.genesis)
     assert store.evidence() == [evidence]
     assert core_from(cluster, store.load()).halted == "the chain is halted: look"
     store.close()
@@ -467,7 +467,7 @@ def test_a_chain_of_64_members_is_read_back(tmp_path):
     genesis, _ = make_genesis(64)
     cluster = Cluster(64)
     cluster.cut = lambda a, b: True
-    store = Store(tmp_path, type(cluster.committee)(genesis))
+    store = Store(tmp_path, type(cluster.genesis)(genesis))
     blocks = chain_of(cluster, 1)
     store.apply(finalized(cluster, blocks))
     assert store.load().tip.id == blocks[0].header.id

@@ -86,6 +86,6 @@ def test_a_nullify_that_comes_after_its_view_became_final_convicts_a_finalizer()
     late = vote(cluster, 2, "nullify", 1, None)
     forged = msgspec.structs.replace(late, signature=bytes(64))
     assert not convicted(receive(cluster, 2, Votes((forged,), None)))
-    assert convicted(receive(cluster, 2, Status(2, 1, None, None, None, (late,)))) == [("E4", 2)]
+    assert convicted(receive(cluster, 2, Status(0, 2, 1, None, None, None, (late,)))) == [("E4", 2)]
     innocent = vote(cluster, 2, "nullify", 2, None)
     assert not convicted(receive(cluster, 2, Votes((innocent,), None)))

@@ -49,6 +49,7 @@ MESSAGES = [
     Proposal(BLOCK, None, vote(0)),
     Votes((vote(0), vote(1, "nullify", 5, None)), certificate(1, 2, 3)),
     Status(
+        2,
         9,
         3,
         certificate(0, 1, 2, kind="finalize"),
@@ -266,8 +267,8 @@ def test_a_changed_message_decodes_or_is_malformed_and_nothing_else(message, dat
         b"\x92\xa4want\xc5\x00\x20" + bytes(32),
         b"\x92\xd9\x04want\xc4\x20" + bytes(32),
         encode(Chain((), (), GOOD)),
-        encode(Status(-1, 0, None, None, None, ())),
-        encode(Status(2**63, 0, None, None, None, ())),
+        encode(Status(0, -1, 0, None, None, None, ())),
+        encode(Status(0, 2**63, 0, None, None, None, ())),
         encode(Votes((vote(0),) * 65, None)),
         encode(Votes((Vote("notarize", 1, A, 64, bytes(64)),), None)),
         encode(Votes((Vote("approve", 1, A, 0, bytes(64)),), None)),

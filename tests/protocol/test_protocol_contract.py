@@ -131,6 +131,20 @@ def test_the_credential_on_chain_bears_the_authoritys_signature():
     assert get_person(world.state, USER.public).signed == credential(USER, "user", "org:lab")
 
 
+def test_a_rule_that_names_a_week_is_met_by_who_is_certified_for_it_or_a_later_week():
+    rule = msgspec.structs.replace(RULE, policy="org:lab and status:active@2026w47")
+    world = World().published(rule)
+    for week, code in (
+        ("2026w46", "policy-not-met"),
+        ("2026w47", "allowed"),
+        ("2027w01", "allowed"),
+        ("2026w99", "policy-not-met"),
+        ("week", "policy-not-met"),
+    ):
+        world.do(AUTHORITY, Certify(credential(USER, "user", "org:lab", f"status:active@{week}")))
+        assert world.do(USER, Request(RECORD, "research")).code == code, week
+
+
 def test_a_newer_credential_replaces_the_old_one_and_ends_a_revocation():
     world = World().published()
     world.do(AUTHORITY, Certify(credential(USER, "user")))

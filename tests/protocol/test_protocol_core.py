@@ -142,7 +142,7 @@ def test_contradicting_votes_of_one_member_are_recorded_as_evidence():
 def test_with_loss_duplication_and_crashes_no_fork_and_everything_becomes_final(seed, n_mode, drop):
     n, mode = n_mode
     cluster = Cluster(n, mode, seed, Link(drop, (0.001, 0.05), 0.2))
-    silent = n - cluster.genesis.quorum
+    silent = n - cluster.committee.quorum
     random = cluster.random
     for k in range(12):
         cluster.submit(request_tx(k), to=None)

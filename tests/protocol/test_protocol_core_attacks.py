@@ -29,7 +29,7 @@ from protocol.core import (
     SaveVote,
     Send,
     ServeChain,
-    genesis_tip,
+    anchor_tip,
 )
 from protocol.mempool import Mempool
 from tests.simulation.cluster import WALL0, Cluster, request_tx
@@ -156,7 +156,7 @@ def test_a_member_who_claims_every_height_gets_one_page_a_step():
         cluster.run_until(lambda k=k: request_tx(k) in cluster.final_txs(0))
     core = cluster.cores[0]
     for height in range(core.tip.height):
-        core.receive(3, Status(1, height, None, None, None, ()), cluster.now, cluster.wall())
+        core.receive(3, Status(0, 1, height, None, None, None, ()), cluster.now, cluster.wall())
     assert sum(isinstance(e, ServeChain) for e in core.take_effects()) == 1
 
 
@@ -198,14 +198,14 @@ def test_a_second_finalization_of_a_final_view_halts_the_chain():
     cluster = cut_off()
     final_at(cluster, 1, 2)
     other = cluster.certificate("finalize", 1, b"x" * 32)
-    assert halted(receive(cluster, 0, 1, Status(9, 9, other, None, None, ())))
+    assert halted(receive(cluster, 0, 1, Status(0, 9, 9, other, None, None, ())))
 
 
 def test_a_finalization_in_a_view_that_the_final_chain_skipped_halts_the_chain():
     cluster = cut_off()
     final_at(cluster, 1, 5)
     other = cluster.certificate("finalize", 2, b"x" * 32)
-    assert halted(receive(cluster, 0, 1, Status(9, 9, other, None, None, ())))
+    assert halted(receive(cluster, 0, 1, Status(0, 9, 9, other, None, None, ())))
 
 
 def test_a_forged_finalization_halts_nothing():
@@ -213,7 +213,7 @@ def test_a_forged_finalization_halts_nothing():
     final_at(cluster, 1, 5)
     for view in (1, 2, 5):
         forged = Certificate("finalize", view, b"x" * 32, 0b1110, (bytes(64),) * 3)
-        assert not halted(receive(cluster, 0, 1, Status(9, 9, forged, None, None, ())))
+        assert not halted(receive(cluster, 0, 1, Status(0, 9, 9, forged, None, None, ())))
 
 
 def test_a_final_chain_that_does_not_extend_ours_halts_the_chain():
@@ -245,7 +245,7 @@ def test_a_final_block_with_an_impossible_transaction_halts_instead_of_being_exe
     assert halted(effects)
     assert not any(isinstance(e, Finalized) for e in effects)
     receive(by_votes, 1, 0, by_votes.proposal(block))
-    effects = receive(by_votes, 1, 0, Status(2, 0, finalized, None, None, ()))
+    effects = receive(by_votes, 1, 0, Status(0, 2, 0, finalized, None, None, ()))
     assert halted(effects)
     assert not any(isinstance(e, Finalized | SaveVote) for e in effects)
 
@@ -253,7 +253,7 @@ def test_a_final_block_with_an_impossible_transaction_halts_instead_of_being_exe
 def test_a_halted_core_says_and_signs_nothing_more_and_wakes_nobody():
     cluster = cut_off()
     final_at(cluster, 1)
-    receive(cluster, 0, 1, Status(9, 9, cluster.certificate("finalize", 1, b"x" * 32), None, None, ()))
+    receive(cluster, 0, 1, Status(0, 9, 9, cluster.certificate("finalize", 1, b"x" * 32), None, None, ()))
     core = cluster.cores[0]
     core.mempool.add(request_tx(1), WALL0)
     for now in (1.0, 2.0, 90.0):
@@ -265,7 +265,7 @@ def test_a_halted_core_says_and_signs_nothing_more_and_wakes_nobody():
 
 def test_a_core_that_halted_stays_halted_after_a_restart():
     cluster = cut_off()
-    restored = Restored(genesis_tip(cluster.committee), halted="people must look")
+    restored = Restored(anchor_tip(cluster.committee), halted="people must look")
     core = Core(cluster.committee, cluster.keys[0], Mempool(cluster.genesis.chain_id), restored, 0, WALL0)
     core.mempool.add(request_tx(1), WALL0)
     core.submit(0, WALL0)
@@ -283,7 +283,7 @@ def test_a_page_below_a_finalization_that_waits_does_not_make_it_forgotten():
         blocks.append(cluster.block(view, parent=parent))
         parent = blocks[-1].header
     certs = [cluster.certificate("finalize", b.header.view, b.header.id) for b in blocks]
-    receive(cluster, 0, 1, Status(4, 3, certs[2], None, None, ()))
+    receive(cluster, 0, 1, Status(0, 4, 3, certs[2], None, None, ()))
     receive(cluster, 0, 1, Chain(tuple(blocks[:1]), (blocks[1].header,), certs[1]))
     core = cluster.cores[0]
     assert core.tip.height == 1
@@ -421,7 +421,7 @@ class Liars:
                 return Votes(self.votes(), self.maybe_certificate())
             case "status":
                 certs = [self.maybe_certificate() for _ in range(3)]
-                return Status(self.draw(numbers), self.draw(numbers), *certs, self.votes())
+                return Status(0, self.draw(numbers), self.draw(numbers), *certs, self.votes())
             case "want":
                 return Want(self.id())
             case "body":

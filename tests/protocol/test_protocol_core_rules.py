@@ -5,7 +5,7 @@ import pytest
 
 from crypto.codec import encode
 from protocol.block import Block, Body, Certificate, Chain, Status, Vote, Votes, decode_message
-from protocol.core import DRIFT_MS, Core, Restored, SaveCertificate, SaveVote, genesis_tip
+from protocol.core import DRIFT_MS, Core, Restored, SaveCertificate, SaveVote, anchor_tip
 from protocol.mempool import Mempool
 from tests.simulation.cluster import WALL0, Cluster, request_tx
 
@@ -228,7 +228,7 @@ def test_a_view_that_a_known_nullification_covers_is_not_finalized():
     first, _ = two_views(cluster)
     nullified = cluster.certificate("nullify", 1, None)
     notarized = cluster.certificate("notarize", 1, first.block.header.id)
-    assert signed(cluster, Status(1, 0, None, None, nullified, ()), first, Votes((), notarized)) == []
+    assert signed(cluster, Status(0, 1, 0, None, None, nullified, ()), first, Votes((), notarized)) == []
 
 
 def test_a_block_that_displaced_the_one_notarized_here_is_not_finalized():
@@ -305,7 +305,7 @@ def test_every_term_that_fails_doubles_the_time_to_the_next_nullify_up_to_a_minu
             core.tick(now, WALL0)
         waits.append(round(now - begin, 3))
         core.receive(
-            0, Status(view, 0, None, None, cluster.certificate("nullify", view, None), ()), now, WALL0
+            0, Status(0, view, 0, None, None, cluster.certificate("nullify", view, None), ()), now, WALL0
         )
     led = [view - 1 for view in range(1, 12) if cluster.committee.leader(view) == ME]
     expected = [min(60.0, 2.0**k) for k in range(11)]
@@ -320,7 +320,7 @@ def test_every_term_that_fails_doubles_the_time_to_the_next_nullify_up_to_a_minu
 def restart(
     cluster: Cluster, *votes: Vote, certificates: tuple[Certificate, ...] = (), blocks: tuple[Block, ...] = ()
 ) -> Core:
-    restored = Restored(genesis_tip(cluster.committee), list(blocks), list(certificates), list(votes))
+    restored = Restored(anchor_tip(cluster.committee), list(blocks), list(certificates), list(votes))
     return Core(cluster.committee, cluster.keys[ME], Mempool(cluster.genesis.chain_id), restored, 0, WALL0)
 
 

@@ -87,26 +87,28 @@ def test_random_bytes_are_no_credential(data):
 
 def ticket_of(*signers: int, ticket: Ticket = TICKET) -> SignedTicket:
     payload = encode(ticket)
-    return SignedTicket(ticket, tuple(TicketSignature(i, NODES[i].sign("ticket", payload)) for i in signers))
+    return SignedTicket(
+        ticket, 0, tuple(TicketSignature(i, NODES[i].sign("ticket", payload)) for i in signers)
+    )
 
 
 def test_a_ticket_with_a_quorum_of_signatures_holds_until_it_expires():
     for signers in ((0, 1, 2), (1, 2, 3), (0, 1, 2, 3)):
-        assert ticket_of(*signers).verify(CHAIN, MEMBERS, 3, 4999) == TICKET
+        assert ticket_of(*signers).verify(CHAIN, 0, MEMBERS, 3, 4999) == TICKET
     with pytest.raises(Denied, match="expired"):
-        ticket_of(0, 1, 2).verify(CHAIN, MEMBERS, 3, 5000)
+        ticket_of(0, 1, 2).verify(CHAIN, 0, MEMBERS, 3, 5000)
 
 
 @pytest.mark.parametrize("signers", [(), (0,), (2, 3)])
 def test_a_ticket_with_too_few_signatures_is_refused(signers):
     with pytest.raises(Unauthentic, match=f"{len(signers)} valid node signatures where 3"):
-        ticket_of(*signers).verify(CHAIN, MEMBERS, 3, 0)
+        ticket_of(*signers).verify(CHAIN, 0, MEMBERS, 3, 0)
 
 
 @pytest.mark.parametrize("signers", [(0, 0, 0), (0, 1, 1), (2, 1, 0), (0, 2, 1)])
 def test_a_ticket_that_counts_a_node_twice_or_out_of_order_is_refused(signers):
     with pytest.raises(Unauthentic, match="twice, out of order"):
-        ticket_of(*signers).verify(CHAIN, MEMBERS, 3, 0)
+        ticket_of(*signers).verify(CHAIN, 0, MEMBERS, 3, 0)
 
 
 def test_signatures_of_strangers_and_of_nodes_under_other_numbers_do_not_count():
@@ -115,18 +117,18 @@ def test_signatures_of_strangers_and_of_nodes_under_other_numbers_do_not_count()
     swapped = TicketSignature(2, NODES[3].sign("ticket", payload))
     wrong_domain = TicketSignature(2, NODES[2].sign("vote", payload))
     for third in (stranger, swapped, wrong_domain):
-        signed = SignedTicket(TICKET, (*ticket_of(0, 1).signatures, third))
+        signed = SignedTicket(TICKET, 0, (*ticket_of(0, 1).signatures, third))
         with pytest.raises(Unauthentic, match="2 valid"):
-            signed.verify(CHAIN, MEMBERS, 3, 0)
-    beyond = SignedTicket(TICKET, (*ticket_of(0, 1).signatures, TicketSignature(63, bytes(64))))
+            signed.verify(CHAIN, 0, MEMBERS, 3, 0)
+    beyond = SignedTicket(TICKET, 0, (*ticket_of(0, 1).signatures, TicketSignature(63, bytes(64))))
     with pytest.raises(Unauthentic, match="beyond the members"):
-        beyond.verify(CHAIN, MEMBERS, 3, 0)
+        beyond.verify(CHAIN, 0, MEMBERS, 3, 0)
 
 
 def test_a_ticket_of_another_chain_is_refused_even_when_the_same_nodes_signed_it():
     elsewhere = msgspec.structs.replace(TICKET, chain_id="diptych/1/storage/test")
     with pytest.raises(Unauthentic, match="another chain"):
-        ticket_of(0, 1, 2, ticket=elsewhere).verify(CHAIN, MEMBERS, 3, 0)
+        ticket_of(0, 1, 2, ticket=elsewhere).verify(CHAIN, 0, MEMBERS, 3, 0)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,11 @@ def test_a_ticket_of_another_chain_is_refused_even_when_the_same_nodes_signed_it
     ],
 )
 def test_no_field_of_a_signed_ticket_can_be_changed(change):
-    forged = SignedTicket(msgspec.structs.replace(TICKET, **change), ticket_of(0, 1, 2).signatures)
+    forged = SignedTicket(msgspec.structs.replace(TICKET, **change), 0, ticket_of(0, 1, 2).signatures)
     with pytest.raises(Unauthentic, match="0 valid"):
-        forged.verify(CHAIN, MEMBERS, 3, 0)
+        forged.verify(CHAIN, 0, MEMBERS, 3, 0)
+
+
+def test_a_ticket_of_former_members_is_refused():
+    with pytest.raises(Denied, match="members of the chain have changed"):
+        ticket_of(0, 1, 2).verify(CHAIN, 1, MEMBERS, 3, 0)

@@ -1,6 +1,8 @@
 """A cluster of consensus cores over a simulated network in virtual time: seeded, single-threaded, nothing real but the core.
 
-A host is one running instance: host i < n is member i, later hosts are twins (a second instance with the key of a member).
+A host is one running instance: the first n are the members of genesis, then come spares, which no epoch knows yet, and twins (a second
+instance with the key of a member). What is called member here is a place in `keys`, the same in all epochs; a core numbers the
+members of its epoch, and `roster` translates.
 A step's durable effects are one transaction on the host's disk, a model of `node.store.Store`; a crash may strike before it,
 after it, or between two sends, and loses all but the disk. Given an oracle, every step is checked; the story collects what a
 person would tell of a run, and the digest everything.
@@ -36,6 +38,7 @@ from protocol.block import (
 from protocol.core import (
     Core,
     Effect,
+    EpochEnded,
     Finalized,
     Halted,
     Record,
@@ -47,26 +50,46 @@ from protocol.core import (
     Send,
     ServeChain,
     Tip,
-    genesis_tip,
+    anchor_tip,
 )
+from protocol.epochs import Handover, follow
 from protocol.evidence import Evidence
 from protocol.genesis import Genesis, Member
 from protocol.mempool import Mempool, Pending
 from protocol.quorum import Mode
-from protocol.tx import MAX_LIFETIME_MS, Request, Tx, decode_tx
+from protocol.tx import MAX_LIFETIME_MS, ChangeMembers, Request, Tx, decode_tx
 
 WALL0 = 1_700_000_000_000
 CLIENT = SigningKey(bytes([99]) * 32)
+ADMINS = tuple(SigningKey(bytes([200 + i]) * 32) for i in range(3))
+
+
+def member(i: int, key: SigningKey) -> Member:
+    return Member(f"n{i}", key.public, f"peer-{i}")
 
 
 def make_genesis(n: int = 4, mode: Mode = "bft", **changes: int) -> tuple[Genesis, list[SigningKey]]:
     keys = [SigningKey(bytes([i + 1]) * 32) for i in range(n)]
-    members = tuple(Member(f"n{i}", key.public, f"peer-{i}") for i, key in enumerate(keys))
+    members = tuple(member(i, key) for i, key in enumerate(keys))
     changes.setdefault("term_length", 4)
-    authority = SigningKey(bytes([77]) * 32).public
-    return Genesis(
-        "diptych/1/storage/test", "storage", mode, members, authority, bytes(32), WALL0, **changes
-    ), keys
+    authority, admins = SigningKey(bytes([77]) * 32).public, tuple(a.public for a in ADMINS)
+    chain = "diptych/1/storage/test"
+    return Genesis(chain, "storage", mode, members, authority, bytes(32), WALL0, admins, 2, **changes), keys
+
+
+def change_tx(
+    genesis: Genesis,
+    epoch: int,
+    members: tuple[Member, ...],
+    admins: tuple[SigningKey, ...] = ADMINS[:2],
+    expires_ms: int = WALL0 + 500_000,
+) -> bytes:
+    """The admins' agreement on the members after an epoch."""
+    change = ChangeMembers(epoch, members, ())
+    for admin in admins:
+        change = change.approve(genesis, admin)
+    nonce = merkle.root([encode(change)])[:16]
+    return encode(Tx.make(genesis.chain_id, ADMINS[0], nonce, expires_ms, change))
 
 
 def request_tx(
@@ -80,7 +103,8 @@ class Disk:
     """What `node.store.Store` keeps, in memory; a test holds the two side by side."""
 
     def __init__(self, committee: Committee) -> None:
-        self._committee = committee
+        self.committee = committee
+        self.handovers: list[Handover] = []
         self.blocks: dict[bytes, Block] = {}
         self.final: list[tuple[Block, Certificate | None]] = []
         self.certificates: dict[tuple[int, str], Certificate] = {}
@@ -103,6 +127,10 @@ class Disk:
                     self.certificates[certificate.view, certificate.kind] = certificate
                 case Finalized(blocks, certificate):
                     self._finalize([block for block, _ in blocks], certificate)
+                case EpochEnded(handover):
+                    self.committee = follow(self.committee, handover)
+                    self.handovers.append(handover)
+                    self.blocks, self.certificates, self.votes = {}, {}, {}
                 case Record(evidence):
                     self.evidence.append(evidence)
                 case Halted(reason):
@@ -113,15 +141,15 @@ class Disk:
             own = certificate if certificate.block == block.header.id else None
             self.final.append((block, own))
         last = blocks[-1].header.view
-        first = self._committee.term_start(self._committee.term(last))
+        first = self.committee.term_start(self.committee.term(last))
         self.blocks = {i: b for i, b in self.blocks.items() if b.header.view > last}
         self.certificates = {k: c for k, c in self.certificates.items() if k[0] > last}
         self.votes = {k: v for k, v in self.votes.items() if k[0] >= first}
 
     def load(self) -> Restored:
         certificates = [c for _, c in sorted(self.certificates.items())]
-        tip = genesis_tip(self._committee)
-        if self.final:
+        tip = anchor_tip(self.committee)
+        if self.final and self.final[-1][0].header.epoch == self.committee.epoch:
             block, certificate = self.final[-1]
             header = block.header
             pending = [c for c in certificates if c.kind == "finalize"]
@@ -141,17 +169,24 @@ class Disk:
         )
 
     def page(self, height: int, size: int = 8) -> Chain | None:
-        blocks, rest = self.final[height - 1 :][:size], self.final[height - 1 + size :]
+        rest = self.final[height - 1 :]
+        end = next((h for h in self.handovers if h.header.height >= height), None)
+        if end:
+            rest = rest[: end.header.height - height + 1]
+        blocks, rest = rest[:size], rest[size:]
         if not blocks:
             return None
-        while len(blocks) > 1 and blocks[-1][1] is None:
+        while len(blocks) > 1 and blocks[-1][1] is None and not (end and not rest):
             rest.insert(0, blocks.pop())
         links, certificate = [], blocks[-1][1]
-        while certificate is None:
-            if not rest:
-                return None
+        while certificate is None and rest:
             block, certificate = rest.pop(0)
             links.append(block.header)
+        if certificate is None and end:
+            links += end.links
+            certificate = end.finalization
+        if certificate is None:
+            return None
         return Chain(tuple(b for b, _ in blocks), tuple(links), certificate)
 
 
@@ -167,7 +202,7 @@ class Oracle:
 
     def committed(self, host: int, core: Core, effects: list[Effect]) -> None: ...
 
-    def sends(self, host: int, message: Message) -> None: ...
+    def sends(self, host: int, core: Core, message: Message) -> None: ...
 
     def starts(self, host: int, core: Core, restored: Restored) -> None: ...
 
@@ -189,17 +224,21 @@ class Cluster:
         make_oracle: Callable[[Genesis], Oracle] = lambda genesis: Oracle(),
         make_core: Callable[[int], MakeCore] = lambda host: Core,
         make_committee: Callable[[Genesis], Committee] = Committee,
+        spares: int = 0,
         twins: tuple[int, ...] = (),
         may_halt: bool = False,
         **changes: int,
     ) -> None:
         self.genesis, self.keys = make_genesis(n, mode, **changes)
+        self.keys += [SigningKey(bytes([i + 1]) * 32) for i in range(n, n + spares)]
+        self.new_keys: dict[int, list[SigningKey]] = {}
+        """Of members that have made other keys: each counts from the epoch on that names it."""
         self.committee = make_committee(self.genesis)
         self.random = random.Random(seed)
         self.link = link or Link()
         self.now = 0.0
         self.oracle, self._make_core, self._may_halt = make_oracle(self.genesis), make_core, may_halt
-        self.member = [*range(n), *twins]
+        self.member = [*range(n + spares), *twins]
         self.disks = [Disk(self.committee) for _ in self.member]
         self.cores: list[Core | None] = [None for _ in self.member]
         self.skew = [0 for _ in self.member]
@@ -221,8 +260,7 @@ class Cluster:
         return self._digest.hexdigest()
 
     def name(self, host: int) -> str:
-        n = len(self.keys)
-        return f"n{host}" if host < n else f"n{self.member[host]} (twin)"
+        return f"n{host}" if host < len(self.keys) else f"n{self.member[host]} (twin)"
 
     def say(self, line: str) -> None:
         self.story.append(f"{self.now:9.3f}  {line}")
@@ -231,13 +269,28 @@ class Cluster:
     def start(self, i: int) -> None:
         restored, mempool = self.disks[i].load(), Mempool(self.genesis.chain_id)
         nonce = self.random.randbytes(32)
-        key = self.keys[self.member[i]]
-        core = self._make_core(i)(self.committee, key, mempool, restored, self.now, self.wall(i), nonce)
+        committee = self.disks[i].committee
+        key = self.key_of(i, committee)
+        core = self._make_core(i)(committee, key, mempool, restored, self.now, self.wall(i), nonce)
         self.cores[i] = core
         self.oracle.starts(i, core, restored)
-        self.run_effects(i)
-        if self.cores[i]:
-            self._arm(i, core)
+        self._after(i, core)
+
+    def key_of(self, host: int, committee: Committee) -> SigningKey:
+        """The key by which a host is a member in an epoch, if it is one."""
+        place = self.member[host]
+        keys = [self.keys[place], *self.new_keys.get(place, [])]
+        return next((key for key in keys if key.public in committee.keys), keys[0])
+
+    def roster(self, core: Core) -> list[int]:
+        """Who has which number in the eyes of a core: the members of its epoch, then all others."""
+        members = [int(m.name[1:]) for m in core.committee.members]
+        return members + [m for m in range(len(self.keys)) if m not in members]
+
+    def change(self, epoch: int, *members: int) -> bytes:
+        """The admins' agreement on who decides after an epoch; those who have a new key come with it."""
+        named = tuple(member(m, [self.keys[m], *self.new_keys.get(m, [])][-1]) for m in members)
+        return change_tx(self.genesis, epoch, named)
 
     def crash(self, i: int) -> None:
         self.cores[i] = None
@@ -267,8 +320,8 @@ class Cluster:
             merkle.root(raw),
             len(raw),
             (parent.time_ms if parent else WALL0) + 1,
-            self.genesis.validators_hash,
-            self.genesis.validators_hash,
+            self.committee.validators_hash,
+            self.committee.validators_hash,
             self.committee.leader(view),
         )
         return Block(msgspec.structs.replace(header, **changes), raw, ())
@@ -281,7 +334,7 @@ class Cluster:
 
     def certificate(self, kind: Kind, view: int, block: bytes | None, *signers: int) -> Certificate:
         """Of the members given, or of the last ones that make a quorum."""
-        n, quorum = len(self.keys), self.genesis.quorum
+        n, quorum = self.committee.size, self.committee.quorum
         chosen = signers or range(n - quorum, n)
         votes = [self.committee.sign(self.keys[s], s, kind, view, block) for s in chosen]
         return self.committee.certify(votes)
@@ -343,27 +396,34 @@ class Cluster:
         for effect in effects:
             self._tell(i, effect)
         self.oracle.committed(i, core, effects)
-        sends = [m for effect in effects for m in self._sends(i, effect)]
+        sends = [m for effect in effects for m in self._sends(i, core, effect)]
         if point:
             del sends[number % (len(sends) + 1) if point == "between sends" else 0 :]
-        for member, message in sends:
-            self.deliver(i, member, message)
+        for place, message in sends:
+            self.deliver(i, place, message)
         if point:
-            self._crashed(i, point)
+            return self._crashed(i, point)
+        if core.next_committee:
+            self.cores[i] = fresh = core.next_epoch(self.key_of(i, core.next_committee))
+            role = "as a member" if fresh.me is not None else "watching"
+            self.say(f"{self.name(i)} enters epoch {fresh.committee.epoch} {role}")
+            self.oracle.starts(i, fresh, self.disks[i].load())
+            self._arm(i, fresh)
 
     def _crashed(self, i: int, point: str) -> None:
         self.say(f"{self.name(i)} crashes {point}")
         self.crash(i)
         self.on_crash(i)
 
-    def _sends(self, i: int, effect: Effect) -> list[tuple[int, Message]]:
+    def _sends(self, i: int, core: Core, effect: Effect) -> list[tuple[int, Message]]:
+        roster = self.roster(core)
         match effect:
             case Send(to, message):
                 everyone = [m for m in range(len(self.keys)) if m != self.member[i]]
-                return [(member, message) for member in ([to] if to is not None else everyone)]
+                return [(m, message) for m in ([roster[to]] if to is not None else everyone)]
             case ServeChain(to, height):
                 page = self.disks[i].page(height)
-                return [(to, page)] if page else []
+                return [(roster[to], page)] if page else []
         return []
 
     def _tell(self, i: int, effect: Effect) -> None:
@@ -381,6 +441,11 @@ class Cluster:
                         f"{who} finalizes block {header.id.hex()[:6]} at height {header.height}"
                         f" (view {header.view}, {len(entries)} tx)"
                     )
+            case EpochEnded(handover):
+                members = " ".join(m.name for m in handover.members)
+                self.say(
+                    f"{who} sees the epoch end at height {handover.header.height}; next members: {members}"
+                )
             case SaveAbstention(until):
                 self.say(f"{who} signs nothing up to view {until}")
             case Record(evidence):
@@ -397,7 +462,9 @@ class Cluster:
             data = message
         else:
             self.sent.append((src, message))
-            self.oracle.sends(src, message)
+            core = self.cores[src]
+            assert core is not None
+            self.oracle.sends(src, core, message)
             data = encode(message)
         try:
             decoded = decode_message(data)
@@ -415,7 +482,7 @@ class Cluster:
         core = self.cores[dst]
         if core and not self.cut(src, dst):
             self._digest.update(b"%d %d %.9f" % (src, dst, self.now) + mark)
-            core.receive(self.member[src], message, self.now, self.wall(dst))
+            core.receive(self.roster(core).index(self.member[src]), message, self.now, self.wall(dst))
             self._after(dst, core)
 
     def _after(self, host: int, core: Core) -> None:

@@ -28,7 +28,7 @@ class Liar(Core, ABC):
     def take_effects(self) -> list[Effect]:
         kept: list[Effect] = []
         for effect in super().take_effects():
-            if isinstance(effect, Send):
+            if isinstance(effect, Send) and self.me is not None:
                 self.said.append(effect.message)
                 kept += self.bend(effect)
             else:
@@ -40,7 +40,8 @@ class Liar(Core, ABC):
         """What goes out in place of `send`."""
 
     def others(self, send: Send) -> list[int]:
-        return [m for m in range(self.committee.size) if m != self.me and send.to in (None, m)]
+        everyone = [m for m in range(self.committee.size) if m != self.me]
+        return everyone if send.to is None else [send.to]
 
     def vote(self, kind: Kind, view: int, block: bytes | None) -> Vote:
         assert self._key is not None
@@ -142,7 +143,7 @@ class Forger(Liar):
             ),
         ]
         forged += [REPLACE(c, block=self.random.randbytes(32)) for c in self._notarizations.values()][:2]
-        status = Status(view, self.tip.height + 1, None, None, None, ())
+        status = Status(self.committee.epoch, view, self.tip.height + 1, None, None, None, ())
         field = {"notarize": "notarization", "nullify": "nullification", "finalize": "finalization"}
         return [send, *(Send(send.to, REPLACE(status, **{field[c.kind]: c})) for c in forged)]
 

@@ -19,8 +19,8 @@ from protocol.core import (
     SaveCertificate,
     SaveVote,
 )
-from protocol.genesis import Genesis
-from protocol.tx import decode_tx
+from protocol.genesis import Genesis, Member
+from protocol.tx import ChangeMembers, decode_tx
 from tests.simulation.cluster import Oracle
 
 
@@ -29,31 +29,32 @@ class Violation(AssertionError):
 
 
 class Invariants(Oracle):
-    """`liars` are the Byzantine members; the hosts of all others are honest and checked."""
+    """`liars` are the Byzantine members; the `hosts` first hosts without them are honest and checked."""
 
-    def __init__(self, genesis: Genesis, liars: frozenset[int]) -> None:
-        self._genesis, self._liars = genesis, liars
+    def __init__(self, genesis: Genesis, liars: frozenset[int], hosts: int) -> None:
+        self._genesis, self._liars, self._hosts = genesis, liars, hosts
+        self.epochs: list[tuple[Member, ...]] = [genesis.members]
+        """Who decides, by epoch, worked out from the finalized chain."""
         self.log: list[bytes] = []
         """The one finalized chain, block ids by height from 1."""
         self._txs: set[bytes] = set()
         self._logs: dict[int, int] = {}
-        self._signed: dict[int, dict[tuple[int, str], bytes | None]] = {}
-        """All that the key of a member ever signed, lost disks or not."""
-        self._durable: dict[int, set[tuple[int, str]]] = {}
-        self._sent: dict[int, set[tuple[int, str]]] = {}
-        self._place: dict[int, tuple[int, int]] = {}
+        self._signed: dict[tuple[int, int], dict[tuple[int, str], bytes | None]] = {}
+        """All that the key of a host ever signed in an epoch, lost disks or not."""
+        self._durable: dict[int, set[tuple[int, int, str]]] = {}
+        self._sent: dict[int, set[tuple[int, int, str]]] = {}
+        self._place: dict[int, tuple[int, int, int]] = {}
         self._bodies: dict[bytes, set[int]] = {}
-        self._true: set[tuple[str, int, bytes | None, int, tuple[bytes, ...]]] = set()
+        self._true: set[tuple[int, str, int, bytes | None, int, tuple[bytes, ...]]] = set()
 
     def starts(self, host: int, core: Core, restored: Restored) -> None:
         if self._is_liar(host):
             return
-        view, height = self._place.get(host, (1, 0))
-        if core.view < view or core.tip.height < height:
-            self._fail("I3", host, f"at view {core.view} and height {core.tip.height} after {view}, {height}")
+        self._stands(host, core)
+        epoch = core.committee.epoch
         first = self._term_start(restored.tip.view) if restored.tip.view else 1
-        held = {(v.view, v.kind) for v in restored.votes}
-        lost = {key for key in self._sent.get(host, set()) if key[0] >= first} - held
+        held = {(epoch, v.view, v.kind) for v in restored.votes}
+        lost = {key for key in self._sent.get(host, set()) if key[0] == epoch and key[1] >= first} - held
         if lost:
             self._fail("I8", host, f"has forgotten its votes {sorted(lost)} after a restart")
 
@@ -61,7 +62,13 @@ class Invariants(Oracle):
         for book in (self._sent, self._durable, self._place, self._logs):
             book.pop(host, None)
 
-    def sends(self, host: int, message: Message) -> None:
+    def _stands(self, host: int, core: Core) -> None:
+        before, now = self._place.get(host, (0, 1, 0)), (core.committee.epoch, core.view, core.tip.height)
+        if now[:2] < before[:2] or now[2] < before[2]:
+            self._fail("I3", host, f"falls from epoch, view and height {before} to {now}")
+        self._place[host] = now
+
+    def sends(self, host: int, core: Core, message: Message) -> None:
         if self._is_liar(host):
             return
         match message:
@@ -72,42 +79,45 @@ class Invariants(Oracle):
             case _:
                 return
         for vote in votes:
-            if vote.signer == host:
-                self._on_vote(host, vote)
-                if (vote.view, vote.kind) not in self._durable.get(host, set()):
+            if vote.signer == core.me:
+                self._on_vote(host, core.committee.epoch, vote)
+                key = (core.committee.epoch, vote.view, vote.kind)
+                if key not in self._durable.get(host, set()):
                     self._fail("I8", host, f"sends {vote.kind} in view {vote.view} before it is durable")
-                self._sent.setdefault(host, set()).add((vote.view, vote.kind))
+                self._sent.setdefault(host, set()).add(key)
 
     def committed(self, host: int, core: Core, effects: list[Effect]) -> None:
         if self._is_liar(host):
             return
-        view, height = self._place.get(host, (1, 0))
-        if core.view < view or core.tip.height < height:
-            self._fail("I3", host, f"falls from view {view}, height {height}")
-        self._place[host] = core.view, core.tip.height
+        self._stands(host, core)
+        epoch = core.committee.epoch
         for effect in effects:
             match effect:
                 case SaveVote(vote):
-                    self._on_vote(host, vote)
-                    self._durable.setdefault(host, set()).add((vote.view, vote.kind))
+                    self._on_vote(host, epoch, vote)
+                    self._durable.setdefault(host, set()).add((epoch, vote.view, vote.kind))
                 case SaveBlock(block):
                     self._bodies.setdefault(block.header.id, set()).add(host)
                 case SaveCertificate(certificate):
-                    self._on_certificate(host, certificate)
+                    self._on_certificate(host, epoch, certificate)
                 case Finalized(blocks, certificate):
-                    self._on_certificate(host, certificate)
+                    self._on_certificate(host, epoch, certificate)
                     for block, _ in blocks:
                         self._on_final(host, block)
                 case Record(evidence):
-                    if evidence.first.signer not in self._liars:
-                        self._fail(
-                            "I9", host, f"records {evidence.kind} against honest n{evidence.first.signer}"
-                        )
+                    name = self.epochs[evidence.epoch][evidence.first.signer].name
+                    if int(name[1:]) not in self._liars:
+                        self._fail("I9", host, f"records {evidence.kind} against honest {name}")
                 case Halted(reason):
                     self._fail("I4", host, f"halts: {reason}")
 
-    def _on_vote(self, member: int, vote: Vote) -> None:
-        signed = self._signed.setdefault(member, {})
+    def _on_vote(self, member: int, epoch: int, vote: Vote) -> None:
+        if (
+            not 0 <= vote.signer < len(self.epochs[epoch])
+            or self.epochs[epoch][vote.signer].name != f"n{member}"
+        ):
+            self._fail("I6", member, f"votes as member {vote.signer} of epoch {epoch}, which it is not")
+        signed = self._signed.setdefault((epoch, member), {})
         key = (vote.view, vote.kind)
         if signed.get(key, vote.block) != vote.block:
             self._fail("I1", member, f"signs {vote.kind} twice in view {vote.view}")
@@ -125,14 +135,19 @@ class Invariants(Oracle):
         ):
             self._fail("I2", member, f"nullifies view {vote.view} at or before one it finalized in its term")
 
-    def _on_certificate(self, host: int, cert: Certificate) -> None:
-        key = (cert.kind, cert.view, cert.block, cert.signers, cert.signatures)
+    def _quorum(self, epoch: int) -> int:
+        n = len(self.epochs[epoch])
+        return n // 2 + 1 if self._genesis.mode == "majority" else n - (n - 1) // 3
+
+    def _on_certificate(self, host: int, epoch: int, cert: Certificate) -> None:
+        key = (epoch, cert.kind, cert.view, cert.block, cert.signers, cert.signatures)
         if key in self._true:
             return
         signers = [i for i in range(64) if cert.signers >> i & 1]
-        payload = encode((self._genesis.chain_id, 0, cert.kind, cert.view, cert.block))
-        good = len(signers) == len(cert.signatures) == self._genesis.quorum and all(
-            s < len(self._genesis.members) and is_valid(self._genesis.keys[s], "vote", payload, signature)
+        payload = encode((self._genesis.chain_id, epoch, cert.kind, cert.view, cert.block))
+        members = self.epochs[epoch]
+        good = len(signers) == len(cert.signatures) == self._quorum(epoch) and all(
+            s < len(members) and is_valid(members[s].key, "vote", payload, signature)
             for s, signature in zip(signers, cert.signatures, strict=True)
         )
         if not good:
@@ -152,15 +167,41 @@ class Invariants(Oracle):
                 self._fail("I4", host, f"finalizes another block at height {height}: a fork")
             return
         self.log.append(block_id)
-        if len(self._bodies.get(block_id, set()) | self._liars) < self._genesis.quorum:
+        if block.header.epoch != len(self.epochs) - 1:
+            self._fail("I4", host, f"finalizes a block of epoch {block.header.epoch} at height {height}")
+        members = {int(m.name[1:]) for m in self.epochs[-1]}
+        if len((self._bodies.get(block_id, set()) | self._liars) & members) < self._quorum(-1):
             self._fail("I5", host, f"finalizes height {height} with fewer than a quorum of durable bodies")
         ids = {decode_tx(raw).id for raw in block.txs}
         if ids & self._txs or len(ids) != len(block.txs):
             self._fail("I7", host, f"finalizes a transaction twice, at height {height}")
         self._txs |= ids
+        self._follow(host, block)
+
+    def _follow(self, host: int, block: Block) -> None:
+        """The first change that enough admins have signed for this epoch ends it, and nothing else does."""
+        for raw in block.txs:
+            action = decode_tx(raw).body.action
+            if isinstance(action, ChangeMembers) and action.epoch == len(self.epochs) - 1:
+                payload = encode((self._genesis.hash, action.epoch, action.members))
+                signed = {
+                    a.admin
+                    for a in action.approvals
+                    if is_valid(self._genesis.admins[a.admin], "members", payload, a.signature)
+                }
+                if len(signed) >= self._genesis.admin_quorum and action.members != self.epochs[-1]:
+                    self.epochs.append(action.members)
+                    break
+        has_ended = len(self.epochs) - 1 > block.header.epoch
+        if has_ended != (block.header.next_validators_hash != block.header.validators_hash):
+            self._fail(
+                "I4",
+                host,
+                f"finalizes a block at height {block.header.height} that is wrong about the epoch's end",
+            )
 
     def _is_liar(self, host: int) -> bool:
-        return host >= len(self._genesis.members) or host in self._liars
+        return host >= self._hosts or host in self._liars
 
     def _term_start(self, view: int) -> int:
         return view - (view - 1) % self._genesis.term_length

@@ -14,6 +14,7 @@ from typing import Any
 import crypto.sign
 import protocol.block
 from crypto.errors import DiptychError
+from crypto.sign import SigningKey
 from protocol.block import Committee
 from protocol.core import Core
 from protocol.genesis import Genesis
@@ -23,6 +24,7 @@ from tests.simulation.liars import LIARS, TWINS
 from tests.simulation.oracle import Invariants, Violation
 
 STORM, PATIENCE = 25.0, 400.0
+SPARES = 2
 CRASH_POINTS = ("at rest", "before commit", "after commit", "between sends")
 
 
@@ -40,10 +42,22 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Change:
+    """At `at` the admins agree that `members` decide in the next epoch; some of them come with a new key."""
+
+    at: float
+    members: tuple[int, ...]
+    rotated: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     seed: int
     mode: Mode
     members: int
+    changes: tuple[Change, ...]
+    spare: int
+    """How many members may lie, abstain or be dead at once, whatever the epoch."""
     term_length: int
     base_timeout_ms: int
     liars: tuple[tuple[int, str], ...]
@@ -58,11 +72,23 @@ class Plan:
     def make(cls, seed: int, mode: Mode) -> "Plan":
         rng = random.Random(f"{mode} {seed}")
         n = rng.choice((4, 4, 4, 5, 7)) if mode == "bft" else rng.choice((3, 3, 4, 5, 7))
-        spare = n - quorum(n, mode)
-        count = rng.randint(0, min(spare, 2 * quorum(n, mode) - n - 1)) if mode == "bft" else 0
+        sizes = [n] + [
+            max(3, n + rng.choice((-1, 0, 1, 1))) for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 3)))
+        ]
+        spare = min(size - quorum(size, mode) for size in sizes)
+        safe = min(2 * quorum(size, mode) - size - 1 for size in sizes)
+        count = rng.randint(0, min(spare, safe)) if mode == "bft" else 0
         liars = tuple((m, rng.choice((TWINS, *LIARS))) for m in rng.sample(range(n), count))
-        hosts = n + sum(kind == TWINS for _, kind in liars)
-        honest = [m for m in range(n) if m not in dict(liars)]
+        honest = [m for m in range(n + SPARES) if m not in dict(liars)]
+        hosts = n + SPARES + sum(kind == TWINS for _, kind in liars)
+        changes: list[Change] = []
+        for at, size in zip(sorted(rng.uniform(0, STORM) for _ in sizes[1:]), sizes[1:], strict=True):
+            bad = [m for m, _ in liars]
+            members = tuple(sorted(bad + rng.sample(honest, size - len(bad))))
+            rotated = tuple(m for m in members if m in honest and rng.random() < 0.2)
+            if not rotated and members == (changes[-1].members if changes else tuple(range(n))):
+                rotated = (next(m for m in members if m in honest),)
+            changes.append(Change(at, members, rotated))
         faults = []
         for _ in range(rng.randint(0, rng.choice((6, 9, 30)))):
             at, seconds = rng.uniform(0, STORM), rng.expovariate(0.3)
@@ -83,12 +109,14 @@ class Plan:
             seed,
             mode,
             n,
+            tuple(changes),
+            spare,
             rng.choice((1, 2, 4, 4, 8)),
             rng.choice((200, 500, 1000)),
             liars,
             tuple(sorted(submissions)),
             tuple(rng.choice((0, 0, -900, 900)) for _ in range(hosts)),
-            tuple(rng.sample(honest, rng.randint(0, spare))),
+            tuple(rng.sample(honest, max(0, rng.randint(0, spare) - len(liars)))),
             tuple(sorted(faults, key=lambda f: f.at)),
         )
 
@@ -133,7 +161,8 @@ class Simulation:
         self.plan, self._demand_rejoin = plan, demand_rejoin
         liars = dict(plan.liars)
         twins = tuple(m for m, kind in plan.liars if kind == TWINS)
-        self.honest = [m for m in range(plan.members) if m not in liars]
+        hosts = plan.members + SPARES
+        self.honest = [m for m in range(hosts) if m not in liars]
         self._down: dict[int, float] = {}
         """How long a host stays down after a crash that waits for its step."""
         self._splits: list[tuple[int, ...]] = []
@@ -148,9 +177,10 @@ class Simulation:
             plan.members,
             plan.mode,
             plan.seed,
-            make_oracle=lambda genesis: Invariants(genesis, frozenset(liars)),
+            make_oracle=lambda genesis: Invariants(genesis, frozenset(liars), hosts),
             make_core=make_core,
             make_committee=committee,
+            spares=SPARES,
             twins=twins,
             may_halt=True,
             **genesis,
@@ -181,24 +211,44 @@ class Simulation:
             c.at(at, lambda number=number, host=host: self._submit(number, host))
         for fault in self.plan.faults:
             c.at(fault.at, lambda fault=fault: self._strike(fault))
+        for epoch, change in enumerate(self.plan.changes):
+            c.at(change.at, lambda epoch=epoch, change=change: self._change(epoch, change))
         c.run_for(STORM)
 
     def _submit(self, number: int, host: int) -> None:
         """Hand a transaction to one host, which tells the others as far as the network lets it."""
         c = self.cluster
-        if not self._add(number, host):
+        if not self._add(request_tx(number), host):
             return
         for other in range(len(c.member)):
             if other != host and not c.cut(host, other) and c.random.random() >= c.link.drop:
                 at = c.now + c.random.uniform(*c.link.delay)
-                c.at(at, lambda other=other: self._add(number, other))
+                c.at(at, lambda other=other: self._add(request_tx(number), other))
 
-    def _add(self, number: int, host: int) -> bool:
+    def _add(self, raw: bytes, host: int) -> bool:
         try:
-            self.cluster.submit(request_tx(number), to=host)
+            self.cluster.submit(raw, to=host)
         except DiptychError:
             return False  # already final
         return self.cluster.cores[host] is not None
+
+    def _change(self, epoch: int, change: Change) -> None:
+        """The admins' tool: wait for the epoch that the change ends, then tell every node, until it has ended."""
+        c = self.cluster
+        now = len(self.oracle.epochs) - 1
+        if now == epoch:
+            for place in change.rotated:
+                new, keys = (
+                    SigningKey(bytes([100 + 10 * epoch + place]) * 32),
+                    c.new_keys.setdefault(place, []),
+                )
+                if new.public not in [k.public for k in keys]:
+                    keys.append(new)
+            raw = c.change(epoch, *change.members)
+            for host in self.honest:
+                self._add(raw, host)
+        if now <= epoch:
+            c.at(c.now + 1.0, lambda: self._change(epoch, change))
 
     def _strike(self, fault: Fault) -> None:
         c = self.cluster
@@ -243,20 +293,16 @@ class Simulation:
 
     def _may_wipe(self, host: int) -> bool:
         """Members that lie or abstain count as faulty together; and a report needs a quorum of others."""
-        c = self.cluster
         abstaining = [h for h in self.honest if h != host and self._abstains(h)]
-        spare = c.committee.size - c.committee.quorum - len(self.plan.liars)
-        return not abstaining and spare >= 1
+        return not abstaining and self.plan.spare > len(self.plan.liars)
 
     def _abstains(self, host: int) -> bool:
         c = self.cluster
-        until = c.disks[host].abstain_until
+        until, committee = c.disks[host].abstain_until, c.disks[host].committee
         core = c.cores[host]
         if until == 0:
             return False
-        return (
-            until is None or core is None or core.view < c.committee.term_start(c.committee.term(until) + 1)
-        )
+        return until is None or core is None or core.view < committee.term_start(committee.term(until) + 1)
 
     def _calm(self) -> None:
         c = self.cluster
@@ -267,9 +313,7 @@ class Simulation:
         for host in range(len(c.member)):
             self._restart(host)
         abstaining = sum(map(self._abstains, self.honest))
-        dead = self.plan.dead[
-            : max(0, c.committee.size - c.committee.quorum - len(self.plan.liars) - abstaining)
-        ]
+        dead = self.plan.dead[: max(0, self.plan.spare - len(self.plan.liars) - abstaining)]
         for host in dead:
             c.say(f"{c.name(host)} is gone for good")
             c.crash(host)
@@ -278,9 +322,11 @@ class Simulation:
         wanted = {request_tx(number) for _, number, _ in self.plan.submissions}
         for _, number, _ in self.plan.submissions:
             for host in live:
-                self._add(number, host)
+                self._add(request_tx(number), host)
 
         def all_final() -> bool:
+            if len(self.oracle.epochs) <= len(self.plan.changes):
+                return False
             heights = {len(c.disks[h].final) for h in live}
             return len(heights) == 1 and all(wanted <= set(c.final_txs(h)) for h in live)
 

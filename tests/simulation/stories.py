@@ -160,7 +160,7 @@ def conflicting_finalization_halts() -> Cluster:
     everywhere(c, 1)
     c.say("n1, n2 and n3 finalize another block of view 1")
     other = c.certificate("finalize", 1, b"x" * 32, 1, 2, 3)
-    c.inject(0, 1, Status(2, 1, other, None, None, ()))
+    c.inject(0, 1, Status(0, 2, 1, other, None, None, ()))
     return c
 
 

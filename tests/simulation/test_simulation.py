@@ -18,7 +18,7 @@ from tests.simulation import stories
 from tests.simulation.cluster import Cluster, Disk, Link, request_tx
 from tests.simulation.liars import LIARS, TWINS
 from tests.simulation.oracle import Invariants
-from tests.simulation.simulation import CRASH_POINTS, Plan, Simulation, replay_command, simulate
+from tests.simulation.simulation import CRASH_POINTS, SPARES, Plan, Simulation, replay_command, simulate
 
 SEEDS, BATCH = 120, 20
 
@@ -36,7 +36,8 @@ def one_liar(liar: int, kind: str) -> Plan:
     """Four members, one of whom lies while nothing else goes wrong."""
     honest = [m for m in range(4) if m != liar]
     submissions = tuple((0.4 * k, k, honest[k % 3]) for k in range(15))
-    return Plan(liar, "bft", 4, 4, 500, ((liar, kind),), submissions, (0,) * (4 + (kind == TWINS)), (), ())
+    skew = (0,) * (4 + SPARES + (kind == TWINS))
+    return Plan(liar, "bft", 4, (), 1, 4, 500, ((liar, kind),), submissions, skew, (), ())
 
 
 @pytest.mark.parametrize("kind", [TWINS, *LIARS])
@@ -98,7 +99,7 @@ class Mirror(Disk):
 
     def __init__(self, committee, folder: Path) -> None:
         super().__init__(committee)
-        self._store = Store(folder, committee)
+        self._store = Store(folder, committee.genesis)
 
     def apply(self, effects: list[Effect]) -> None:
         super().apply(effects)
@@ -152,7 +153,7 @@ class SmallCluster(RuleBasedStateMachine):
         super().__init__()
         self.cluster = Cluster(
             link=Link(delay=(0.001, 0.08), duplicate=0.1),
-            make_oracle=lambda genesis: Invariants(genesis, frozenset()),
+            make_oracle=lambda genesis: Invariants(genesis, frozenset(), 4),
             term_length=2,
             base_timeout_ms=500,
         )

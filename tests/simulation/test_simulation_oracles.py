@@ -84,7 +84,7 @@ def lost_after_a_nullify_that_opened_a_term(core: type[Core]) -> Cluster:
     """n2 alone comes into view 3, which opens a term, nullifies it, and loses its disk while all others stand in view 2."""
     c = Cluster(
         link=Link(delay=(0.01, 0.01)),
-        make_oracle=lambda genesis: Invariants(genesis, frozenset()),
+        make_oracle=lambda genesis: Invariants(genesis, frozenset(), 4),
         make_core=lambda host: core,
         term_length=2,
     )

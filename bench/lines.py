@@ -1,0 +1,164 @@
+"""What a benchmark of small operations measures and prints: lines with our figure, a peer's beside it, and what we aim at.
+
+Times are CPU time of the measuring thread, so that other work on the machine disturbs less. The median is what is compared;
+the minimum tells what the machine gives when nothing disturbs.
+"""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+Unit = Literal["ms", "us", "bytes"]
+SCALES: dict[Unit, float] = {"ms": 1e3, "us": 1e6}
+console = Console(soft_wrap=True)
+if not console.is_terminal:
+    console.width = 170
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Figures of one thing in the unit of its line, over `runs` repetitions. A size is a sample of one run."""
+
+    minimum: float
+    median: float
+    runs: int = 1
+
+    @classmethod
+    def size(cls, count: int) -> "Sample":
+        return cls(count, count)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Somebody else's median for the same thing; `source` says whether we saw it in this run."""
+
+    name: str
+    median: float
+    source: Literal["this run", "published", "measured once"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row. `goal` is the largest figure that we promise, if any."""
+
+    name: str
+    unit: Unit
+    ours: Sample
+    peer: Peer | None = None
+    goal: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times our median the peer's is."""
+        return self.peer.median / self.ours.median if self.peer else None
+
+    @property
+    def verdict(self) -> str:
+        if self.goal is None:
+            return ""
+        if self.ours.median <= self.goal:
+            return "met"
+        return "met by the minimum only" if self.ours.minimum <= self.goal else "missed"
+
+
+def measure(
+    operation: Callable[[], object],
+    unit: Unit = "ms",
+    seconds: float = 1.0,
+    clock: Callable[[], float] = time.thread_time,
+) -> Sample:
+    """Time of `operation` by `clock`, repeated for about `seconds` and at least five times after a warm-up.
+
+    An operation below 20 us is repeated within each sample, so that reading the clock does not count.
+    """
+    operation()
+    began = clock()
+    operation()
+    once = max(clock() - began, 1e-7)
+    inner = max(1, round(20e-6 / once))
+    runs = min(max(5, int(seconds / (once * inner))), 20_000)
+    times = []
+    for _ in range(runs):
+        began = clock()
+        for _ in range(inner):
+            operation()
+        times.append((clock() - began) / inner * SCALES[unit])
+    return Sample(min(times), statistics.median(times), runs * inner)
+
+
+def show(title: str, lines: Iterable[Line]) -> None:
+    """Print the lines as a table."""
+    table = Table(
+        "what",
+        "unit",
+        "median",
+        "min",
+        "runs",
+        "peer",
+        "its median",
+        "seen",
+        "peer / ours",
+        "goal",
+        "",
+        title=title,
+    )
+    for line in lines:
+        peer = line.peer
+        table.add_row(
+            line.name,
+            line.unit,
+            _figure(line.ours.median),
+            _figure(line.ours.minimum),
+            f"{line.ours.runs:,}",
+            peer.name if peer else "",
+            _figure(peer.median) if peer else "",
+            peer.source if peer else "",
+            f"{line.ratio:.1f}" if line.ratio else "",
+            "" if line.goal is None else f"{line.goal:,g}",
+            line.verdict,
+        )
+    console.print(table)
+
+
+def machine(*packages: str) -> str:
+    """One line that says where figures were taken and with which versions of `packages`."""
+    found = {name: _version(name) for name in packages}
+    return (
+        f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        + ", ".join(f"{name} {number}" for name, number in found.items() if number)
+        + "; CPU time of one thread"
+    )
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = (
+        [
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.machine()

@@ -1,0 +1,1 @@
+"""Pairing libraries over BLS12-381 behind one interface (`backend`), for `crypto.group` alone."""
