@@ -232,7 +232,6 @@ class Running:
                 raise AssertionError(f"{task.get_name()} has ended")
         assert self.node.core.halted is None
 
-
     def stop(self) -> None:
         self.loop.run_until_complete(self._life.__aexit__(None, None, None))
         self.loop.run_until_complete(self.node.stop())
