@@ -28,6 +28,7 @@ from client.home import Home
 from client.patient import Patient, StoredRecord
 from client.reader import Reader
 from client.session import Session
+from client.terminal import Terminal
 from configs.files import passphrase_from, read, read_text, write
 from configs.settings import Pairing
 from crypto import ceas, ces, group
@@ -97,17 +98,17 @@ class _Context:
 
     def progress(self, step: str) -> None:
         if not self.as_json:
-            self.console.print(f"[dim]· {step} …[/dim]", highlight=False)
+            self.console.print(f"· {step} …", style="dim")
 
     def show(self, data: Any, human: Callable[[Console], None]) -> None:
         """Print `data` as JSON, or let `human` print it."""
         if self.as_json:
             print(json.dumps(data, ensure_ascii=False, indent=2))
         else:
-            human(Console(soft_wrap=True, highlight=False))
+            human(Terminal())
 
 
-_context = _Context(DEFAULT_HOME, False, None, Console(stderr=True, highlight=False))
+_context = _Context(DEFAULT_HOME, False, None, Terminal(stderr=True))
 
 
 @app.callback()
@@ -130,9 +131,9 @@ def _options(
     ] = None,
 ) -> None:
     global _context
-    _context = _Context(home, output == "json", passphrase_command, Console(stderr=True, highlight=False))
+    _context = _Context(home, output == "json", passphrase_command, Terminal(stderr=True))
     if notice := (group.use(pairing) if pairing else group.chosen()).notice:
-        _context.console.print(notice, markup=False, soft_wrap=True)
+        _context.console.print(notice)
 
 
 @app.command()
@@ -496,7 +497,7 @@ def chain_status(
         console.print(_table(rows, *columns))
         for kind, sentences in zip(session.chains, said, strict=False):
             for sentence in sentences:
-                console.print(f"{kind}: {sentence}", markup=False)
+                console.print(f"{kind}: {sentence}")
 
     data = {"nodes": nodes, "diagnosis": dict(zip(session.chains, said, strict=True))} if verbose else nodes
     _context.show(data, human)
@@ -669,7 +670,7 @@ def _show_stored(stored: StoredRecord) -> None:
         for name, policy in policies.items():
             console.print(f"{name:8} {policy}")
         for rule in rules:
-            console.print(f"rule     {rule}", markup=False)
+            console.print(f"rule     {rule}")
         console.print(
             f"record   {header.record.hex()}  version {stored.version}"
             + ("" if stored.version else " (not stored yet)")
@@ -689,9 +690,7 @@ def _table(rows: list[dict[str, Any]], *columns: str) -> Table:
 def _print_fields(console: Console, data: Mapping[str, Any]) -> None:
     width = max(map(len, data))
     for name, value in data.items():
-        console.print(
-            f"{name:{width}}  {', '.join(value) if isinstance(value, list) else value}", markup=False
-        )
+        console.print(f"{name:{width}}  {', '.join(value) if isinstance(value, list) else value}")
 
 
 def main() -> None:
@@ -703,7 +702,7 @@ def main() -> None:
         if _context.as_json:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}), file=sys.stderr)
         else:
-            _context.console.print(f"error: {error}", markup=False, soft_wrap=True, style="red")
+            _context.console.print(f"error: {error}", style="red")
         sys.exit(code)
     except KeyboardInterrupt:
         sys.exit(130)
