@@ -35,8 +35,7 @@ from crypto import ceas, ces, group
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from protocol.contract import Receipt
-from protocol.evidence import Evidence
-from protocol.genesis import Genesis, from_toml
+from protocol.genesis import from_toml
 from protocol.identity import ChainKind, Purpose
 
 EXIT_CODES: dict[type[DiptychError], int] = {
@@ -48,6 +47,7 @@ EXIT_CODES: dict[type[DiptychError], int] = {
     Conflict: 8,
 }
 FORK = 9
+CONVICTION = ("member", "epoch", "kind", "signed", "block", "and", "other block")
 DEFAULT_HOME = Path("~/.diptych")
 DEFAULT_POLICIES = {
     "private": "role:doctor or role:government",
@@ -537,7 +537,7 @@ def chain_tx(
 def audit_databases(
     databases: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="DB_A DB_B", help="consensus.db of two nodes, or copies of them."),
+        typer.Argument(metavar="DB_A DB_B [DB_C…]", help="consensus.db of two or more nodes, or copies."),
     ] = None,
     genesis: Annotated[Path, typer.Option(help="The chain's genesis file.")] = ...,  # type: ignore[assignment]
     out: Annotated[
@@ -547,9 +547,10 @@ def audit_databases(
         Path | None, typer.Option(help="Check such a file instead of comparing databases.")
     ] = None,
 ) -> None:
-    """Compare two nodes' consensus databases offline: one history, or a fork, and whose signatures prove who made it.
+    """Compare nodes' consensus databases offline: one history, or a fork, and whose signatures prove who made it.
 
-    Ends with exit code 0 for one history and 9 for a fork. The evidence convinces anyone who has the genesis.
+    A node that has fetched blocks from others lacks some of their certificates: name more databases if two do not show who made a
+    fork. Ends with exit code 0 for one history and 9 for a fork. The evidence convinces anyone who has the genesis.
 
     Examples: `diptych audit a/consensus.db b/consensus.db --genesis genesis-storage.toml --out evidence.bin` ·
     `diptych audit --verify evidence.bin --genesis genesis-storage.toml`
@@ -558,45 +559,53 @@ def audit_databases(
     if verify:
         if databases or out:
             raise Malformed("--verify checks a file alone; leave the databases and --out away")
-        rows = _pairs_shown(audit.verify(read(verify, audit.MAX_FILE), chain), chain)
-        _context.show(rows, lambda c: c.print(_table(rows, *rows[0])))
+        rows = _convictions_shown(audit.verify(read(verify, audit.MAX_FILE), chain))
+        _context.show(rows, lambda c: c.print(_table(rows, *CONVICTION)))
         return
-    if len(databases or []) != 2:
-        raise Malformed("name the two databases to compare, or --verify FILE")
-    report = audit.audit(databases[0], databases[1], chain)  # type: ignore[index]
-    rows = _pairs_shown(report.pairs, chain)
+    if not databases or len(databases) < 2:
+        raise Malformed("name two or more databases to compare, or --verify FILE")
+    report = audit.audit(databases, chain)
+    rows = _convictions_shown(report.convictions)
     if out and rows:
         write(out, encode(audit.evidence_file(report, chain)))
-    verdict = (
-        f"one history: proved up to heights {report.heights[0]} and {report.heights[1]}"
-        if report.fork is None
-        else f"FORK at height {report.fork}: both histories are certified"
-    )
-    if report.fork is not None and not rows:
-        verdict += "; these two databases lack the certificates that name the members who made it: audit those of other nodes"
-    data = {"heights": list(report.heights), "fork": report.fork, "verdict": verdict, "evidence": rows}
+    verdict = f"one history: proved up to heights {', '.join(map(str, report.heights))}"
+    branches = [[str(databases[i]) for i in branch] for branch in report.branches]
+    if report.fork is not None:
+        sides = " against ".join(", ".join(branch) for branch in branches)
+        verdict = f"FORK at height {report.fork}: {len(branches)} histories are certified, {sides}"
+        if not rows:
+            verdict += "; these databases lack the certificates that name the members who made it: add those of other nodes"
+    data = {
+        "heights": list(report.heights),
+        "fork": report.fork,
+        "branches": branches,
+        "verdict": verdict,
+        "evidence": rows,
+    }
 
     def human(console: Console) -> None:
         console.print(verdict)
         if rows:
-            console.print(_table(rows, *rows[0]))
+            console.print(_table(rows, *CONVICTION))
 
     _context.show(data, human)
     if report.fork is not None:
         raise typer.Exit(FORK)
 
 
-def _pairs_shown(pairs: Sequence[Evidence], genesis: Genesis) -> list[dict[str, Any]]:
+def _convictions_shown(convictions: Sequence[audit.Conviction]) -> list[dict[str, Any]]:
     return [
         {
-            "member": genesis.members[pair.first.signer].name,
+            "member": member.name,
+            "key": member.key.hex(),
+            "epoch": pair.epoch,
             "kind": pair.kind,
             "signed": f"{pair.first.kind} in view {pair.first.view}",
             "block": pair.first.block.hex() if pair.first.block else "–",
             "and": f"{pair.second.kind} in view {pair.second.view}",
             "other block": pair.second.block.hex() if pair.second.block else "–",
         }
-        for pair in pairs
+        for member, pair in convictions
     ]
 
 

@@ -22,6 +22,7 @@ from protocol.block import Committee
 from protocol.contract import Receipt
 from protocol.genesis import Member, check_members
 from protocol.identity import ChainKind
+from protocol.index_key import IndexKey
 from protocol.tx import ChangeMembers
 
 decode_change = Decoder(ChangeMembers, "a change of members", 64 << 10)
@@ -43,7 +44,8 @@ PassphraseCommand = Annotated[
 
 def member_to_toml(member: Member) -> str:
     """What the operator of a new or changed node gives to the admins."""
-    return tomli_w.dumps({"name": member.name, "key": member.key.hex(), "identity": member.identity})
+    fields = {"key": member.key.hex(), "share_key": member.share_key.hex()}
+    return tomli_w.dumps({"name": member.name, "identity": member.identity, **fields})
 
 
 def member_from_toml(path: Path) -> Member:
@@ -52,7 +54,14 @@ def member_from_toml(path: Path) -> Member:
     try:
         found = tomllib.loads(read_text(path))
         return msgspec.convert(
-            [found["name"], bytes.fromhex(found["key"]), found["identity"]], Member, builtin_types=(bytes,)
+            [
+                found["name"],
+                bytes.fromhex(found["key"]),
+                found["identity"],
+                bytes.fromhex(found["share_key"]),
+            ],
+            Member,
+            builtin_types=(bytes,),
         )
     except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
         raise Malformed(f"{path} does not describe a member: {error}") from None
@@ -75,9 +84,27 @@ def propose(committee: Committee, put: list[Member], remove: list[str]) -> Chang
     return ChangeMembers(committee.epoch, tuple(members.values()), ())
 
 
+def check_holders(key: IndexKey, committee: Committee, made: ChangeMembers) -> None:
+    """`Conflict` if the change would leave too few who hold shares of the index key to share it anew: no index entry could be opened
+    ever again."""
+    if {h.key for h in key.holders} != set(committee.keys):
+        raise Conflict(
+            "the members are still sharing the index key anew after the last change; try again in a minute"
+        )
+    stay = {m.share_key for m in made.members}
+    kept = sum(holder.share_key in stay for holder in key.holders)
+    if kept < key.threshold:
+        raise Conflict(
+            f"the change would leave {kept} of those who hold shares of the index key, and {key.threshold} are needed to share it "
+            "anew: without them no record could be opened again. Make the change in several steps"
+        )
+
+
 def submit(chain: ChainClient, change: ChangeMembers, sender: SigningKey) -> Receipt:
-    """Send a change that enough admins have approved, and wait until it is final; `Denied` if it is not good any more."""
+    """Send a change that enough admins have approved, and wait until it is final; `Denied` if it is not good any more, `Conflict` as
+    `check_holders`."""
     change.check(chain.committee)
+    check_holders(chain.index_key(), chain.committee, change)
     return chain.execute(sender, change)
 
 
@@ -116,6 +143,7 @@ def change(
     """
     chain = _chain(network, kind)
     made = propose(chain.committee, [member_from_toml(p) for p in put or []], remove or [])
+    check_holders(chain.index_key(), chain.committee, made)
     made = made.approve(chain.genesis, _key(key, passphrase_command))
     write(out, encode(made), mode=0o644)
     _describe(chain.committee, made)

@@ -5,6 +5,7 @@ value, so two different byte strings never mean the same object (otherwise an at
 Types are `msgspec` structs whose fields carry their bounds; a float never occurs.
 """
 
+from contextlib import suppress
 from typing import Annotated, Generic, TypeVar
 
 import msgspec
@@ -25,9 +26,17 @@ class Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 Bytes16 = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 Bytes32 = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Bytes48 = Annotated[bytes, msgspec.Meta(min_length=48, max_length=48)]
 Bytes64 = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 Short = Annotated[str, msgspec.Meta(max_length=128)]
 UInt = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class _AnySuite(msgspec.Struct, array_like=True):
+    suite: Short
+
+
+_peek = msgspec.msgpack.Decoder(_AnySuite)
 
 
 def encode(value: object) -> bytes:
@@ -36,17 +45,25 @@ def encode(value: object) -> bytes:
 
 
 class Decoder(Generic[T]):
-    """Decodes exactly one `kind` of at most `limit` bytes, named `what` in error messages."""
+    """Decodes exactly one `kind` of at most `limit` bytes, named `what` in error messages.
 
-    def __init__(self, kind: type[T], what: str, limit: int) -> None:
+    With a `suite`, the first field of `kind` names the algorithms, and an object of another suite, whatever its form, is refused
+    by that name.
+    """
+
+    def __init__(self, kind: type[T], what: str, limit: int, suite: str | None = None) -> None:
         self._decoder = msgspec.msgpack.Decoder(kind)
         self._what = what
         self._limit = limit
+        self._suite = suite
 
     def __call__(self, data: bytes) -> T:
         """The object, or `Malformed` if `data` is too long, of another form, or not canonical."""
         if len(data) > self._limit:
             raise Malformed(f"{self._what} of {len(data)} bytes is over the limit of {self._limit}")
+        if self._suite is not None:
+            with suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+                check_suite(_peek.decode(data).suite, self._suite)
         try:
             value = self._decoder.decode(data)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
@@ -54,3 +71,9 @@ class Decoder(Generic[T]):
         if _encoder.encode(value) != data:
             raise Malformed(f"{self._what} is not canonically encoded")
         return value
+
+
+def check_suite(suite: str, known: str) -> None:
+    """`Malformed`, naming the suite, unless it is the one this software knows."""
+    if suite != known:
+        raise Malformed(f"the suite {suite!r} is unknown here, only {known!r} is; update this software")

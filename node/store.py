@@ -204,13 +204,7 @@ class Store:
             values = (header.height, block_id, epoch, header.view, header.time_ms, own)
             self._db.execute("INSERT INTO final VALUES (?, ?, ?, ?, ?, ?)", values)
         last = blocks[-1].header.view
-        self._drop(past, last, first)
-        term_start = self.committee.term_start(self.committee.term(last))
-        self._db.execute("DELETE FROM votes WHERE epoch = ? AND view < ?", (epoch, term_start))
-
-    def _drop(self, past: int, last: int, first: int) -> None:
-        """Drop what lies in views after `past` up to `last` of this epoch and is no part of the chain from height `first` on."""
-        views = (self.committee.epoch, past, last, first)
+        views = (epoch, past, last, first)
         self._db.execute(
             "DELETE FROM blocks WHERE epoch = ? AND view > ? AND view <= ?"
             " AND id NOT IN (SELECT id FROM final WHERE height >= ?)",
@@ -221,10 +215,14 @@ class Store:
             " (SELECT view FROM final WHERE height >= ? AND certificate IS NULL))",
             views,
         )
+        term_start = self.committee.term_start(self.committee.term(last))
+        self._db.execute("DELETE FROM votes WHERE epoch = ? AND view < ?", (epoch, term_start))
 
     def _end_epoch(self, handover: Handover) -> None:
-        last, epoch = handover.header, self.committee.epoch
-        self._drop(last.view, MAX_VIEW, last.height + 1)
+        """Drop what stands on the last block, but not the certificates that helped to finalize it: an audit of a fork needs them."""
+        last, proof, epoch = handover.header, handover.finalization, self.committee.epoch
+        self._db.execute("DELETE FROM blocks WHERE epoch = ? AND view > ?", (epoch, last.view))
+        self._db.execute("DELETE FROM certificates WHERE epoch = ? AND view > ?", (epoch, proof.view))
         self._db.execute("DELETE FROM votes WHERE epoch = ?", (epoch,))
         self._db.execute("INSERT INTO epochs VALUES (?, ?, ?)", (epoch, last.height, encode(handover)))
 

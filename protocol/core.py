@@ -926,7 +926,9 @@ class Core:
 
     def _on_status(self, status: Status, src: int) -> None:
         if status.epoch < self.committee.epoch:
-            return self._serve(src, status.height + 1)
+            if status.height < self.tip.height:  # otherwise it lies: the end of its epoch stands above it
+                self._serve(src, status.height + 1)
+            return
         if status.epoch > self.committee.epoch:
             return self._send_status_to(src)
         for cert in (status.finalization, status.notarization, status.nullification):

@@ -20,6 +20,7 @@ from protocol.contract import Receipt
 from protocol.genesis import Genesis, Member
 from protocol.network import ChainAddresses, NodeAddress, Service
 from protocol.record import BlobRef, Index, View
+from tests.dealer import share_point
 
 KEY = SigningKey(b"k" * 32)
 RECORD = b"R" * 16
@@ -55,8 +56,8 @@ def server(answer: Answer) -> Iterator[str]:
 
 @contextmanager
 def chain(answer: Answer) -> Iterator[ChainClient]:
-    members = (Member("n0", SigningKey(b"n" * 32).public, "p0"),)
-    genesis = Genesis("diptych/1/sharing/x", "sharing", "bft", members, bytes(32), bytes(32), 0)
+    members = (Member("n0", SigningKey(b"n" * 32).public, "p0", share_point(0)),)
+    genesis = Genesis("diptych/1/sharing/x", "sharing", "bft", members, bytes(32), 0)
     with server(answer) as url:
         addresses = ChainAddresses("g", "0" * 64, {"n0": NodeAddress("127.0.0.1:1", url)})
         client = ChainClient(genesis, addresses)

@@ -384,6 +384,12 @@ def test_points_of_one_group_are_not_added_to_those_of_the_other():
         group.pairing_product([(group.G2_GENERATOR, group.G1_GENERATOR)])
     with pytest.raises(TypeError):
         G1.encode([group.G1_GENERATOR, group.G2_GENERATOR])
+    for one, other in ((group.G1_GENERATOR, G2), (group.G2_GENERATOR, G1)):
+        for row in ([(one, 1), (one, 1)], [(one, 5)], [(one, 5), (one, 6)]):
+            with pytest.raises(TypeError):
+                other.combine([row])
+        with pytest.raises(TypeError):
+            group.gt_generator() * one
     assert group.G1_GENERATOR != group.G2_GENERATOR
 
 
@@ -453,6 +459,10 @@ def checks_nothing(found):
     return lambda data, _: found(data, False)
 
 
+def forgets_the_sign(found):
+    return lambda points: [bytes([data[0] & ~0x20]) + data[1:] for data in found(points)]
+
+
 def other_tag(found):
     return lambda message, dst: found(message, dst + b"!")
 
@@ -473,7 +483,7 @@ BREAKAGES = [
     *((part, "equal", wrong) for part in ("g1", "g2") for wrong in (says_yes, says_no)),
     *((part, "is_identity", wrong) for part in ("g1", "g2") for wrong in (says_yes, says_no)),
     *((part, "decode", wrong) for part in ("g1", "g2") for wrong in (checks_nothing, crashes)),
-    *((part, "encode", crashes) for part in ("g1", "g2")),
+    *((part, "encode", wrong) for part in ("g1", "g2") for wrong in (crashes, forgets_the_sign)),
     (None, "hash_to_g1", other_tag),
     (None, "pairing_product", first_pair_only),
     (None, "pairing_product", crashes),

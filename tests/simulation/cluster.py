@@ -34,6 +34,7 @@ from protocol.block import (
     Proposal,
     Vote,
     decode_message,
+    validators_hash,
 )
 from protocol.core import (
     Core,
@@ -58,6 +59,7 @@ from protocol.genesis import Genesis, Member
 from protocol.mempool import Mempool, Pending
 from protocol.quorum import Mode
 from protocol.tx import MAX_LIFETIME_MS, ChangeMembers, Request, Tx, decode_tx
+from tests.dealer import share_point
 
 WALL0 = 1_700_000_000_000
 CLIENT = SigningKey(bytes([99]) * 32)
@@ -65,7 +67,7 @@ ADMINS = tuple(SigningKey(bytes([200 + i]) * 32) for i in range(3))
 
 
 def member(i: int, key: SigningKey) -> Member:
-    return Member(f"n{i}", key.public, f"peer-{i}")
+    return Member(f"n{i}", key.public, f"peer-{i}", share_point(i))
 
 
 def make_genesis(n: int = 4, mode: Mode = "bft", **changes: int) -> tuple[Genesis, list[SigningKey]]:
@@ -74,7 +76,7 @@ def make_genesis(n: int = 4, mode: Mode = "bft", **changes: int) -> tuple[Genesi
     changes.setdefault("term_length", 4)
     authority, admins = SigningKey(bytes([77]) * 32).public, tuple(a.public for a in ADMINS)
     chain = "diptych/1/storage/test"
-    return Genesis(chain, "storage", mode, members, authority, bytes(32), WALL0, admins, 2, **changes), keys
+    return Genesis(chain, "storage", mode, members, authority, WALL0, admins, 2, **changes), keys
 
 
 def change_tx(
@@ -308,36 +310,73 @@ class Cluster:
         """What the clock of a host shows; it may be off by its `skew` in milliseconds."""
         return WALL0 + int(self.now * 1000) + (self.skew[host] if host is not None else 0)
 
-    def block(self, view: int, *raw: bytes, parent: Header | None = None, **changes: object) -> Block:
-        """A block that the leader of `view` could make, on genesis or on `parent`."""
+    def block(
+        self,
+        view: int,
+        *raw: bytes,
+        parent: Header | None = None,
+        committee: Committee | None = None,
+        **changes: object,
+    ) -> Block:
+        """A block that the leader of `view` could make, on the anchor of the epoch or on `parent`."""
+        committee = committee or self.committee
         header = Header(
             self.genesis.chain_id,
-            0,
+            committee.epoch,
             view,
-            parent.height + 1 if parent else 1,
-            parent.id if parent else self.genesis.hash,
+            (parent or committee.anchor).height + 1,
+            (parent or committee.anchor).id,
             parent.view if parent else 0,
             merkle.root(raw),
             len(raw),
-            (parent.time_ms if parent else WALL0) + 1,
-            self.committee.validators_hash,
-            self.committee.validators_hash,
-            self.committee.leader(view),
+            (parent or committee.anchor).time_ms + 1,
+            committee.validators_hash,
+            committee.validators_hash,
+            committee.leader(view),
         )
         return Block(msgspec.structs.replace(header, **changes), raw, ())
 
-    def proposal(self, block: Block, parent_cert: Certificate | None = None) -> Proposal:
-        header = block.header
-        leader = self.committee.leader(header.view)
-        vote = self.committee.sign(self.keys[leader], leader, "notarize", header.view, header.id)
+    def ending(
+        self, committee: Committee, *members: int, view: int = 1, helpers: tuple[int, ...] = ()
+    ) -> tuple[list[Block], Handover]:
+        """The last block of an epoch, on its anchor, with the empty blocks in the views of `helpers`; and the proof that it ended."""
+        raw = self.change(committee.epoch, *members)
+        action = decode_tx(raw).body.action
+        assert isinstance(action, ChangeMembers)
+        after = {"next_validators_hash": validators_hash(self.genesis, action.members)}
+        blocks = [self.block(view, raw, committee=committee, **after)]
+        for helper in helpers:
+            blocks.append(self.block(helper, parent=blocks[-1].header, committee=committee, **after))
+        header, last = blocks[0].header, blocks[-1].header
+        proof = self.certificate("finalize", last.view, last.id, committee=committee)
+        return blocks, Handover(header, tuple(b.header for b in blocks[1:]), proof, action.members)
+
+    def proposal(
+        self, block: Block, parent_cert: Certificate | None = None, committee: Committee | None = None
+    ) -> Proposal:
+        header, committee = block.header, committee or self.committee
+        leader = committee.leader(header.view)
+        vote = committee.sign(self.signer(committee, leader), leader, "notarize", header.view, header.id)
         return Proposal(block, parent_cert, vote)
 
-    def certificate(self, kind: Kind, view: int, block: bytes | None, *signers: int) -> Certificate:
-        """Of the members given, or of the last ones that make a quorum."""
-        n, quorum = self.committee.size, self.committee.quorum
-        chosen = signers or range(n - quorum, n)
-        votes = [self.committee.sign(self.keys[s], s, kind, view, block) for s in chosen]
-        return self.committee.certify(votes)
+    def certificate(
+        self,
+        kind: Kind,
+        view: int,
+        block: bytes | None,
+        *signers: int,
+        committee: Committee | None = None,
+    ) -> Certificate:
+        """Of the members of a committee that are given, or of the last ones that make a quorum."""
+        committee = committee or self.committee
+        chosen = signers or range(committee.size - committee.quorum, committee.size)
+        votes = [committee.sign(self.signer(committee, s), s, kind, view, block) for s in chosen]
+        return committee.certify(votes)
+
+    def signer(self, committee: Committee, place: int) -> SigningKey:
+        """The key of the member with this number in a committee."""
+        keys = [*self.keys, *(key for new in self.new_keys.values() for key in new)]
+        return next(key for key in keys if key.public == committee.keys[place])
 
     def submit(self, raw: bytes, to: int | None = None) -> None:
         for i, core in enumerate(self.cores):

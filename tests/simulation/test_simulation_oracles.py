@@ -141,7 +141,7 @@ BROKEN = {
         {"core": ForgetsWhatItNotarized},
         ("I1", "assertion: I1"),
     ),
-    "a transaction carried twice": ("majority", {"core": CountsTransactionsAgain}, ("I7",)),
+    "a transaction carried twice": ("majority", {"core": CountsTransactionsAgain}, ("I4", "I7")),
     "no timeout": ("majority", {"core": NeverNullifies}, ("liveness",)),
 }
 
