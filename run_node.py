@@ -95,7 +95,7 @@ def node(
     with `--rejoin`
     """
     from configs.signer import signer_of
-    from crypto.seal import SealKey
+    from crypto.dkg import HolderKey
 
     settings, passphrase = _load(NodeSettings, config, http_port)
     _, chains = load_network(settings.network)
@@ -104,14 +104,14 @@ def node(
     if (settings.keys / NEXT_KEY).exists():
         keys.append(SigningKey(read_key(settings.keys / NEXT_KEY, passphrase)))
     transport_seed = read_key(settings.keys / "network.key", passphrase)
-    index_key = SealKey(read_key(settings.keys / "index.key", passphrase))
+    share_key = HolderKey.from_bytes(read_key(settings.keys / "index.key", passphrase))
     member = next((m for m in genesis.members if m.name == settings.name), None)
     if member is None and not genesis.admins:
         raise Malformed(
             f"{settings.name} is no member of the {settings.chain} chain; its genesis names the members"
         )
     is_first = member is None or member.key in [key.public for key in keys]
-    if not (is_first or genesis.admins) or genesis.index_key != index_key.public:
+    if not (is_first or genesis.admins):
         raise Conflict(f"the keys in {settings.keys} are not those of {settings.name} in the genesis")
     if check:
         return _checked(config)
@@ -153,7 +153,7 @@ def node(
     async def main() -> None:
         marker = settings.keys / "consensus.journal"
         running = Node(
-            genesis, settings.name, keys, index_key, transport, addresses, settings.data, marker, rejoin
+            genesis, settings.name, keys, share_key, transport, addresses, settings.data, marker, rejoin
         )
         try:
             web = create_app(running)
@@ -514,8 +514,7 @@ def rotate_key(config: ConfigFile) -> None:
     """
     from client.members import member_to_toml
     from crypto.sign import SigningKey
-    from node.devnet import identity_in
-    from protocol.genesis import Member
+    from node.devnet import member_of
 
     settings, passphrase = _load(NodeSettings, config, None)
     key, waiting = SigningKey.generate(), settings.keys / NEXT_KEY
@@ -524,7 +523,7 @@ def rotate_key(config: ConfigFile) -> None:
             f"{waiting} waits for its epoch already; once `members show` lists it, move it to consensus.key"
         )
     write_key(waiting, key.seed, passphrase)
-    member = Member(settings.name, key.public, identity_in(settings.keys, passphrase))
+    member = member_of(settings.keys, settings.name, key, passphrase)
     file = settings.keys.parent / "member.toml"
     write(file, member_to_toml(member).encode(), mode=0o644, replace=True)
     _said(f"made {waiting}; restart the node, then have the admins put {file}")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from client import audit
@@ -29,6 +28,7 @@ from client.home import Home, Outside
 from client.patient import Patient, StoredRecord
 from client.reader import Reader
 from client.session import Session
+from client.terminal import Terminal
 from configs import passphrases
 from configs.files import read, read_text, write
 from configs.settings import Pairing
@@ -86,7 +86,7 @@ Key = Annotated[str, typer.Option(help="A public key: 64 hex digits, as printed 
 class _Context:
     home: Path
     as_json: bool
-    console: Console
+    console: Terminal
     passphrase_command: str | None = None
     passphrase_fd: int | None = None
     signer_command: str | None = None
@@ -112,17 +112,17 @@ class _Context:
 
     def progress(self, step: str) -> None:
         if not self.as_json:
-            self.console.print(f"[dim]· {step} …[/dim]", highlight=False)
+            self.console.print(f"· {step} …", style="dim")
 
-    def show(self, data: Any, human: Callable[[Console], None]) -> None:
+    def show(self, data: Any, human: Callable[[Terminal], None]) -> None:
         """Print `data` as JSON, or let `human` print it."""
         if self.as_json:
             print(json.dumps(data, ensure_ascii=False, indent=2))
         else:
-            human(Console(soft_wrap=True, highlight=False))
+            human(Terminal())
 
 
-_context = _Context(DEFAULT_HOME, False, Console(stderr=True, highlight=False))
+_context = _Context(DEFAULT_HOME, False, Terminal(stderr=True))
 
 
 @app.callback()
@@ -164,14 +164,14 @@ def _options(
     _context = _Context(
         home,
         output == "json",
-        Console(stderr=True, highlight=False),
+        Terminal(stderr=True),
         passphrase_command,
         passphrase_fd,
         signer_command,
         ces_signer_command,
     )
     if notice := (group.use(pairing) if pairing else group.chosen()).notice:
-        _context.console.print(notice, markup=False, soft_wrap=True)
+        _context.console.print(notice)
 
 
 @app.command()
@@ -292,7 +292,7 @@ def guardians_split(
         "files": [str(path) for path in written],
     }
 
-    def human(console: Console) -> None:
+    def human(console: Terminal) -> None:
         console.print(_table(data["shares"], "number", "guardian"))  # type: ignore[arg-type]
         console.print(
             f"set {data['set']}: any {needed} recover the keys; written to {out}, delete it once printed"
@@ -365,7 +365,7 @@ def guardians_recover(
     altered = [share.name for share in found.altered]
     data = {"key": key, "records": records, "altered": altered}
 
-    def human(console: Console) -> None:
+    def human(console: Terminal) -> None:
         console.print(f"your keys are back: public key {key}, {records} records")
         if altered:
             console.print(f"altered since the split and left out: {', '.join(altered)}", markup=False)
@@ -413,7 +413,7 @@ def record_import(
     listed = [{"part": p.label, "title": p.title, "access": p.access, "bytes": len(p.content)} for p in parts]
     result = {"record": record.hex(), "package": str(path), "parts": listed}
 
-    def human(console: Console) -> None:
+    def human(console: Terminal) -> None:
         console.print(_table(listed, "part", "title", "access", "bytes"))
         console.print(f"record   {record.hex()}\npackage  {path}  (only the patient can open it)")
 
@@ -601,7 +601,7 @@ def record_open(
     if not out and _context.as_json:
         data["parts"] = {label: json.loads(content) for label, content in opened.parts.items()}
 
-    def human(console: Console) -> None:
+    def human(console: Terminal) -> None:
         console.print(_table(rows, "part", "bytes"))
         console.print(f"the doctor's signature holds over these {len(rows)} parts")
         if opened.closed:
@@ -670,11 +670,11 @@ def chain_status(
     ]
     columns = ("node", "height", "view", "leader", "peers", "mempool", "trouble")
 
-    def human(console: Console) -> None:
+    def human(console: Terminal) -> None:
         console.print(_table(rows, *columns))
         for kind, sentences in zip(session.chains, said, strict=False):
             for sentence in sentences:
-                console.print(f"{kind}: {sentence}", markup=False)
+                console.print(f"{kind}: {sentence}")
 
     data = {"nodes": nodes, "diagnosis": dict(zip(session.chains, said, strict=True))} if verbose else nodes
     _context.show(data, human)
@@ -691,7 +691,7 @@ def chain_block(
     header = block["header"]
     rows = [{"tx": t["tx"], "kind": t["action"]["type"], "sender": t["sender"][:16]} for t in block["txs"]]
 
-    def human(console: Console) -> None:
+    def human(console: Terminal) -> None:
         fields = ("height", "view", "time_ms", "parent", "tx_root", "proposer")
         _print_fields(console, {"block": block["block"], **{name: header[name] for name in fields}})
         console.print(_table(rows, "tx", "kind", "sender"))
@@ -760,7 +760,7 @@ def audit_databases(
         "evidence": rows,
     }
 
-    def human(console: Console) -> None:
+    def human(console: Terminal) -> None:
         console.print(verdict)
         if rows:
             console.print(_table(rows, *CONVICTION))
@@ -851,12 +851,12 @@ def _show_stored(stored: StoredRecord) -> None:
         "parts": rows,
     }
 
-    def human(console: Console) -> None:
+    def human(console: Terminal) -> None:
         console.print(_table(rows, "part", "access", "ciphertext", "bytes"))
         for name, policy in policies.items():
             console.print(f"{name:8} {policy}")
         for rule in rules:
-            console.print(f"rule     {rule}", markup=False)
+            console.print(f"rule     {rule}")
         console.print(
             f"record   {header.record.hex()}  version {stored.version}"
             + ("" if stored.version else " (not stored yet)")
@@ -873,12 +873,10 @@ def _table(rows: list[dict[str, Any]], *columns: str) -> Table:
     return table
 
 
-def _print_fields(console: Console, data: Mapping[str, Any]) -> None:
+def _print_fields(console: Terminal, data: Mapping[str, Any]) -> None:
     width = max(map(len, data))
     for name, value in data.items():
-        console.print(
-            f"{name:{width}}  {', '.join(value) if isinstance(value, list) else value}", markup=False
-        )
+        console.print(f"{name:{width}}  {', '.join(value) if isinstance(value, list) else value}")
 
 
 def main() -> None:
@@ -890,7 +888,7 @@ def main() -> None:
         if _context.as_json:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}), file=sys.stderr)
         else:
-            _context.console.print(f"error: {error}", markup=False, soft_wrap=True, style="red")
+            _context.console.print(f"error: {error}", style="red")
         sys.exit(code)
     except KeyboardInterrupt:
         sys.exit(130)

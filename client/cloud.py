@@ -34,6 +34,7 @@ from protocol.record import (
 )
 
 _MSGPACK = {"content-type": "application/msgpack"}
+_MAX_DOWNLOAD_HEAD = MAX_REQUEST_HEAD + MAX_CLASSES * MAX_ENVELOPE
 
 
 class CloudClient:
@@ -71,9 +72,14 @@ class CloudClient:
         request = Download.make(
             DownloadBody(index, ticket, reader.public, names, now_ms(), os.urandom(16)), reader
         )
+        size = 4 + _MAX_DOWNLOAD_HEAD + sum(ref.size for ref in wanted)
         try:
             with self._http.stream(
-                "POST", f"{self._url}/v1/download", content=encode(request), headers=_MSGPACK
+                "POST",
+                f"{self._url}/v1/download",
+                content=encode(request),
+                headers=_MSGPACK,
+                extensions={"max_answer": size},
             ) as response:
                 if not response.is_success:
                     response.read()
@@ -104,7 +110,7 @@ def _read_download(
     index: Index, wanted: Sequence[BlobRef], stream: _Reader
 ) -> tuple[DownloadHead, list[Envelope], dict[bytes, bytes]]:
     size = int.from_bytes(stream.take(4), "big")
-    if size > MAX_REQUEST_HEAD + MAX_CLASSES * MAX_ENVELOPE:
+    if size > _MAX_DOWNLOAD_HEAD:
         raise Malformed("the cloud's answer announces a head that is too large")
     head = decode_download_head(stream.take(size))
     if head.view.address != index.address:

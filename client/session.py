@@ -32,7 +32,9 @@ class Session:
 
     def __init__(self, home: Home, progress: Progress = quiet) -> None:
         self.home, self.progress = home, progress
-        self.chains = {kind: ChainClient(home.chains[kind], home.network.chains[kind]) for kind in KINDS}
+        self.chains = {
+            kind: ChainClient(home.chains[kind], home.network.chains[kind], progress) for kind in KINDS
+        }
         self.cloud = CloudClient(home.network.cloud)
 
     def close(self) -> None:

@@ -39,7 +39,7 @@ class Layered(BaseSettings):
         text = read_text(path)
         try:
             tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # no TOML, or a number too long
             raise Malformed(f"{path} is not valid TOML: {error}") from None
 
         class FromFile(cls):  # type: ignore[valid-type,misc]

@@ -42,6 +42,14 @@ _NONCE = bytes(12)
 _TAG_BYTES = 16
 
 
+class WrongShares(Unauthentic):
+    """Too few right decryption shares; `holders` gave wrong ones."""
+
+    def __init__(self, message: str, holders: frozenset[int]) -> None:
+        super().__init__(message)
+        self.holders = holders
+
+
 class _Ciphertext(Wire, frozen=True):
     suite: Short
     point: Bytes48
@@ -93,8 +101,8 @@ def combine(
 ) -> tuple[bytes, frozenset[int]]:
     """The message, and which holders' shares are wrong; `shares` is by holder, from 0.
 
-    Raises `Unauthentic` when fewer than the threshold are right, or when the maker of the ciphertext has sealed its body to
-    something else; `Malformed` or `Unauthentic` as `check`.
+    Raises `WrongShares` when fewer than the threshold are right; `Malformed` or `Unauthentic` as `check`, and when the maker of the
+    ciphertext has sealed its body to something else.
     """
     point, body = _opened(key.public, label, ciphertext)
     parts = {
@@ -104,8 +112,9 @@ def combine(
     }
     wrong = frozenset(shares) - frozenset(parts)
     if len(parts) < key.threshold:
-        raise Unauthentic(
-            f"{len(parts)} right decryption shares where {key.threshold} are needed; {len(wrong)} are wrong"
+        raise WrongShares(
+            f"{len(parts)} right decryption shares where {key.threshold} are needed; {len(wrong)} are wrong",
+            wrong,
         )
     weights = lagrange(sorted(parts)[: key.threshold])
     first, *rest = (parts[holder] * weight for holder, weight in weights.items())

@@ -56,6 +56,7 @@ def create_app(node: Node) -> Starlette:
         Route("/v1/record/{record}/log", api.log),
         Route("/v1/epochs", api.epochs),
         Route("/v1/release/{tx}", api.release),
+        Route("/v1/index-key", api.index_key),
     ]
     app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
     instrument(app, node.metrics.registry)
@@ -121,6 +122,7 @@ class _Api:
                 "refused_messages": dict(node.refused),
                 "halted": core.halted,
                 "alarm": node.alarm,
+                "index_key": node.holder.status,
             }
         )
 
@@ -201,6 +203,9 @@ class _Api:
     async def release(self, request: Request) -> Response:
         release = await self._node.release(_hex(request, "tx", 32))
         return Response(encode(release), media_type="application/msgpack")
+
+    async def index_key(self, _: Request) -> Response:
+        return Response(encode(await self._node.signed_index_key()), media_type="application/msgpack")
 
 
 def _wait(request: Request) -> float:

@@ -23,9 +23,11 @@ import msgspec
 import structlog
 
 from crypto.codec import Decoder, encode
+from crypto.dkg import HolderKey
 from crypto.errors import Conflict, Denied, DiptychError, NotFound, Unavailable
-from crypto.seal import SealKey, seal
+from crypto.seal import seal
 from crypto.sign import Ed25519Signer
+from node.index_key import Holder
 from node.ledger import Ledger
 from node.metrics import Metrics
 from node.net import MAX_BODY, Chan, Event, Net, Peer, PeerDown, PeerUp, Received
@@ -50,10 +52,10 @@ from protocol.core import Core, Effect, Finalized, Halted, Record, SaveAbstentio
 from protocol.epochs import Handover
 from protocol.evidence import Evidence
 from protocol.genesis import Genesis
-from protocol.identity import Credential, Release, Ticket, TicketSignature
+from protocol.identity import Credential, Release, Ticket
+from protocol.index_key import SignedIndexKey, get_key, index_label
 from protocol.mempool import Mempool, Pending
 from protocol.network import NodeAddress
-from protocol.record import decode_index
 from protocol.tx import decode_tx
 
 T = TypeVar("T")
@@ -73,7 +75,7 @@ INLINE_TXS = 16
 
 class Node:
     """The member `name`, or one that is to become it. `keys` are its consensus keys, more than one while a new one waits for the
-    epoch that names it; `index_key` is its own; `transport` makes a `Net` to the peers given, whose addresses `addresses` tells;
+    epoch that names it; `share_key` opens its shares of the index key; `transport` makes a `Net` to the peers given, whose addresses `addresses` tells;
     `marker` is the file beside the keys that names the journal (`Store.bind`), with `rejoin` to go on after that was lost."""
 
     def __init__(
@@ -81,7 +83,7 @@ class Node:
         genesis: Genesis,
         name: str,
         keys: Sequence[Ed25519Signer],
-        index_key: SealKey,
+        share_key: HolderKey,
         transport: Callable[[Sequence[Peer]], Net],
         addresses: Callable[[], Mapping[str, NodeAddress]],
         data: Path,
@@ -89,7 +91,7 @@ class Node:
         rejoin: bool = False,
     ) -> None:
         self.genesis, self.name = genesis, name
-        self._keys, self._index_key = keys, index_key
+        self._keys, self.holder = keys, Holder(genesis, keys, share_key)
         self._log = structlog.get_logger().bind(chain=genesis.kind, node=name)
         self._store = Store(data, genesis)
         committee = self._store.committee
@@ -138,7 +140,16 @@ class Node:
     async def start(self) -> None:
         await self._catch_up_ledger()
         await self.net.start(self._on_event)
-        for loop in (self._steps, self._execute, self._admit, self._gossip, self._regossip, self._keep_links):
+        loops = (
+            self._steps,
+            self._execute,
+            self._admit,
+            self._gossip,
+            self._regossip,
+            self._keep_links,
+            self._hold,
+        )
+        for loop in loops:
             self._tasks.append(asyncio.create_task(loop(), name=loop.__name__))
         self._log.info("started", height=self.core.tip.height, view=self.core.view)
 
@@ -287,16 +298,34 @@ class Node:
         return await self._in_ledger(lambda: self._ledger_reader.access_log(record, after, limit))
 
     async def release(self, tx_id: bytes) -> Release:
-        """This node's part of a granted request: the ticket signed, the index sealed to the requester."""
-        ticket, entry, person = await self._in_ledger(lambda: self._granted(tx_id))
-        content = self._index_key.open(entry.sealed_index, "the index entry on chain")
-        index = decode_index(content)
-        if (index.chain_id, index.record, index.version) != (ticket.chain_id, ticket.record, ticket.version):
-            raise Denied(
-                "the index entry on chain is for another record or version; the patient must publish it anew"
-            )
-        epoch, signature = self._sign_ticket(ticket)
-        return Release(ticket, epoch, signature, seal(person.seal_key, content))
+        """This node's part of a granted request: the ticket signed, its decryption share of the index entry sealed to the requester."""
+        return await self.in_ledger(lambda ledger: self._release(ledger, tx_id))
+
+    def _release(self, ledger: Ledger, tx_id: bytes) -> Release:
+        ticket, entry, person = self._granted(tx_id)
+        assert entry.rule is not None
+        rule = entry.rule.digest
+        label = index_label(ticket.chain_id, ticket.record, ticket.version, rule)
+        round_, share = self.holder.decryption_share(ledger, label, entry.sealed_index)
+        committee, me, key = self._standing()
+        return Release.make(
+            ticket,
+            committee.epoch,
+            me,
+            key,
+            entry=entry.sealed_index,
+            rule=rule,
+            round=round_,
+            sealed_share=None if share is None else seal(person.seal_key, share),
+        )
+
+    async def signed_index_key(self) -> SignedIndexKey:
+        """This node's word on the index key; `Unavailable` while there is none."""
+        key = await self.in_ledger(get_key)
+        if key is None:
+            raise Unavailable("the members of this chain are still making its index key; try again later")
+        _, me, secret = self._standing()
+        return SignedIndexKey.make(self.genesis, key, me, secret)
 
     def _granted(self, tx_id: bytes) -> tuple[Ticket, contract.RecordEntry, Credential]:
         receipt = self._ledger_reader.receipt(tx_id)
@@ -306,12 +335,12 @@ class Node:
             raise Denied(f"the contract refused the request: {receipt.reason}")
         return contract.check_grant(self._ledger_reader, tx_id, wall_ms())
 
-    def _sign_ticket(self, ticket: Ticket) -> tuple[int, TicketSignature]:
+    def _standing(self) -> tuple[Committee, int, Ed25519Signer]:
+        """The present committee, this node's number in it and its key; `Unavailable` if it is not in it."""
         committee, me = self.core.committee, self.core.me
         if me is None:
-            raise Denied("this node is not a member of the chain now; ask one that is")
-        signature = self._key_in(committee).sign("ticket", encode(ticket))
-        return committee.epoch, TicketSignature(me, signature)
+            raise Unavailable("this node is not a member of the chain now; ask one that is")
+        return committee, me, self._key_in(committee)
 
     def _key_in(self, committee: Committee) -> Ed25519Signer:
         """The key by which this node is a member in an epoch, if it is one."""
@@ -516,6 +545,7 @@ class Node:
                 blocks += self._final.get_nowait()
             receipts = await self._until_written("ledger", lambda: self._run(blocks))  # noqa: B023
             self.executed_height, self.receipts_root = self._ledger.head()
+            self.holder.executed.set()
             for receipt in receipts:
                 for waiter in self._waiters.pop(receipt.tx, ()):
                     waiter(receipt)
@@ -538,6 +568,9 @@ class Node:
                 )
             await self._run(blocks)
             self.executed_height, self.receipts_root = self._ledger.head()
+
+    async def _hold(self) -> None:
+        await self.holder.run(self)
 
     async def _gossip(self) -> None:
         """Spread clients' transactions: the first at once, what comes within `GOSSIP_DELAY` after it in batches."""
@@ -576,6 +609,14 @@ class Node:
 
     async def _from_journal(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reader_thread, work)
+
+    def in_ledger(self, work: Callable[[Ledger], T]) -> Awaitable[T]:
+        """What `work` makes of the ledger, in the ledger's thread, between two blocks."""
+        return self._in_ledger(lambda: work(self._ledger))
+
+    def clock_ms(self) -> int:
+        """This node's wall clock, Unix milliseconds."""
+        return wall_ms()
 
     def _in_ledger(self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._ledger_thread, work)

@@ -22,9 +22,9 @@ import tomli_w
 
 from configs.files import load_network, read_key, write, write_key
 from configs.settings import NetworkSettings
+from crypto.dkg import HolderKey
 from crypto.errors import Conflict, Unavailable
 from crypto.schemes import SCHEMES
-from crypto.seal import SealKey
 from crypto.sign import SigningKey
 from node.tls import identity_of
 from protocol import genesis, network
@@ -60,12 +60,10 @@ def make(folder: Path, shape: NetworkSettings) -> None:
     suffix = secrets.token_hex(4)
     configs: dict[str, dict[str, Any]] = {}
     for kind, count in (("storage", shape.storage), ("sharing", shape.sharing)):
-        index_secret = secrets.token_bytes(32)
         members, addresses = [], {}
         for number in range(1, count + 1):
             name = f"{kind}-{number}"
             members.append(_make_keys(folder / name / "keys", name))
-            write_key(folder / name / "keys" / "index.key", index_secret)
             p2p, http = next(ports), next(ports)
             addresses[name] = NodeAddress(f"127.0.0.1:{p2p}", f"http://127.0.0.1:{http}")
             configs[name] = {"chain": kind, "name": name, "p2p_port": p2p, "http_port": http}
@@ -76,7 +74,6 @@ def make(folder: Path, shape: NetworkSettings) -> None:
             shape.mode,
             tuple(members),
             keys_of["authority"].public,
-            SealKey(index_secret).public,
             time.time_ns() // 1_000_000,
             tuple(a.public for a in admins),
             ADMIN_QUORUM,
@@ -138,15 +135,18 @@ def make_node(network_file: Path, kind: ChainKind, name: str, p2p: str, http: st
 
 
 def _make_keys(keys: Path, name: str) -> Member:
-    key, transport = SigningKey.generate(), secrets.token_bytes(32)
+    key, transport, share_key = SigningKey.generate(), secrets.token_bytes(32), HolderKey.generate()
     write_key(keys / "consensus.key", key.seed)
     write_key(keys / "network.key", transport)
-    return Member(name, key.public, identity_of(transport))
+    write_key(keys / "index.key", share_key.to_bytes())
+    return Member(name, key.public, identity_of(transport), share_key.public.to_bytes())
 
 
-def identity_in(keys: Path, passphrase: bytes | None) -> str:
-    """The transport identity of the node with this folder of keys."""
-    return identity_of(read_key(keys / "network.key", passphrase))
+def member_of(keys: Path, name: str, key: SigningKey, passphrase: bytes | None) -> Member:
+    """What the node with this folder of keys is as a member, with `key` as its consensus key."""
+    identity = identity_of(read_key(keys / "network.key", passphrase))
+    share_key = HolderKey.from_bytes(read_key(keys / "index.key", passphrase))
+    return Member(name, key.public, identity, share_key.public.to_bytes())
 
 
 @dataclass

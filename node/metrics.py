@@ -140,6 +140,10 @@ class _State(Collector):
             "mempool_transactions": (len(node.mempool), "Transactions that wait"),
             "halted": (core.halted is not None, "1 if the chain is halted here for ever"),
             "alarm": (node.alarm is not None, "1 while this node cannot write its disk"),
+            "index_share": (
+                node.holder.status["holds_share"],
+                "1 while this node holds a share of the index key",
+            ),
             "seconds_since_final": (
                 time.monotonic() - node.metrics.last_final,
                 "Since a block became final here",

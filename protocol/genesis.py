@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import msgspec
 import tomli_w
 
-from crypto.codec import Bytes32, Short, UInt, Wire, encode
+from crypto.codec import Bytes32, Bytes48, Short, UInt, Wire, encode
 from crypto.errors import Malformed
+from crypto.group import G1
 from protocol.identity import ChainKind
 from protocol.quorum import MAX_MEMBERS, Mode
 from protocol.record import digest
@@ -21,16 +22,17 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za
 
 
 class Member(Wire, frozen=True):
-    """A consensus node: its name, its Ed25519 consensus key, its libp2p peer id."""
+    """A consensus node: its name, its Ed25519 consensus key, its libp2p peer id, and the point of G1 that pieces of the index key are
+    sealed to (`crypto.dkg.HolderKey`)."""
 
     name: Name
     key: Bytes32
     identity: Short
+    share_key: Bytes48
 
 
 class Genesis(Wire, frozen=True, dict=True):
-    """`base_timeout_ms` is T0, `term_length` is L of docs/protocol.md; `index_key` is the X25519 key that index entries are
-    sealed to; `authority` certifies identities. `members` are those of epoch 0: `admin_quorum` of the Ed25519 keys `admins` agree
+    """`base_timeout_ms` is T0, `term_length` is L of docs/protocol.md; `authority` certifies identities. `members` are those of epoch 0: `admin_quorum` of the Ed25519 keys `admins` agree
     on the members of the next epoch (`protocol.epochs`); without admins they never change."""
 
     chain_id: Short
@@ -38,7 +40,6 @@ class Genesis(Wire, frozen=True, dict=True):
     mode: Mode
     members: Annotated[tuple[Member, ...], msgspec.Meta(min_length=1, max_length=MAX_MEMBERS)]
     authority: Bytes32
-    index_key: Bytes32
     time_ms: UInt
     admins: Annotated[tuple[Bytes32, ...], msgspec.Meta(max_length=32)] = ()
     admin_quorum: Annotated[int, msgspec.Meta(ge=0, le=32)] = 0
@@ -61,10 +62,15 @@ class Genesis(Wire, frozen=True, dict=True):
 
 
 def check_members(members: tuple[Member, ...]) -> None:
-    """`ValueError` if two share a name, a key or an identity."""
-    for field in ("name", "key", "identity"):
+    """`ValueError` if two share a name, a key or an identity, or a share key is none."""
+    for field in ("name", "key", "identity", "share_key"):
         if len({getattr(m, field) for m in members}) != len(members):
             raise ValueError(f"two members share one {field}")
+    for member in members:
+        try:
+            G1.from_bytes(member.share_key)
+        except Malformed as error:
+            raise ValueError(f"the share_key of {member.name} is none: {error}") from None
 
 
 def _hexed(value: object) -> Any:
@@ -87,8 +93,10 @@ def from_toml(text: str) -> Genesis:
         data = {
             **data,
             "authority": bytes.fromhex(data["authority"]),
-            "index_key": bytes.fromhex(data["index_key"]),
-            "members": [{**m, "key": bytes.fromhex(m["key"])} for m in data["members"]],
+            "members": [
+                {**m, "key": bytes.fromhex(m["key"]), "share_key": bytes.fromhex(m["share_key"])}
+                for m in data["members"]
+            ],
             "admins": [bytes.fromhex(key) for key in data.get("admins", [])],
         }
         members = [_ordered(Member, m) for m in data.pop("members")]

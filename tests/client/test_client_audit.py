@@ -22,16 +22,16 @@ from protocol.core import EpochEnded, Finalized, Halted, Record, SaveBlock, Save
 from protocol.epochs import Handover, successor
 from protocol.evidence import conflict
 from protocol.genesis import Genesis, Member
+from tests.dealer import share_point
 from tests.simulation.cluster import ADMINS, change_tx
 
 KEYS = [SigningKey(bytes([i + 1]) * 32) for i in range(6)]
-MEMBERS = [Member(f"n{i}", key.public, f"peer-{i}") for i, key in enumerate(KEYS)]
+MEMBERS = [Member(f"n{i}", key.public, f"peer-{i}", share_point(i)) for i, key in enumerate(KEYS)]
 GENESIS = Genesis(
     "diptych/1/storage/audit",
     "storage",
     "bft",
     tuple(MEMBERS[:4]),
-    bytes(32),
     bytes(32),
     1_700_000_000_000,
     tuple(admin.public for admin in ADMINS),

@@ -17,9 +17,10 @@ from crypto.sign import SigningKey
 from protocol import genesis, network
 from protocol.genesis import Genesis, Member
 from protocol.network import ChainAddresses, Network, NodeAddress, Service
+from tests.dealer import share_point
 
-MEMBERS = (Member("n1", SigningKey(bytes(32)).public, "peer-1"),)
-STORAGE = Genesis("storage/x", "storage", "bft", MEMBERS, bytes(32), bytes(32), 0)
+MEMBERS = (Member("n1", SigningKey(bytes(32)).public, "peer-1", share_point(0)),)
+STORAGE = Genesis("storage/x", "storage", "bft", MEMBERS, bytes(32), 0)
 SHARING = msgspec.structs.replace(STORAGE, chain_id="sharing/x", kind="sharing")
 
 

@@ -18,6 +18,7 @@ from crypto.errors import DiptychError, Malformed, Unauthentic
 from crypto.group import G1, G1_GENERATOR, ORDER, random_scalar, scalar_from_bytes, scalar_to_bytes
 from crypto.proof import hash_to_scalar, holds, prove
 from crypto.sharing import SharedKey, lagrange, share_of
+from tests.dealer import dishonest
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "dkg.json"
 KEYS = [HolderKey.generate() for _ in range(12)]
@@ -151,30 +152,6 @@ def test_a_run_of_senseless_shape_is_refused(size, threshold):
 
 
 # --- malicious dealers -------------------------------------------------------------------------------------------------
-
-
-def dishonest(run: Round, dealer: int, coefficients: list[int], pieces: dict[int, int]) -> Dealing:
-    """A dealing with sound proofs whose pieces are those of `coefficients`, except where `pieces` says otherwise, and whose
-    commitments are to the first t of them."""
-    r = random_scalar()
-    seed, commitments = (
-        (G1_GENERATOR * r).to_bytes(),
-        [G1_GENERATOR * c for c in coefficients[: run.threshold]],
-    )
-    encoded = tuple(c.to_bytes() for c in commitments)
-    sealed = tuple(
-        scalar_to_bytes(pieces.get(j, share_of(coefficients, j)) + run._pad(dealer, j, seed, public * r))
-        for j, public in enumerate(run.holders)
-    )
-    context = run._context(dealer, encoded, seed, sealed)
-    return Dealing(
-        dkg.SUITE,
-        encoded,
-        seed,
-        sealed,
-        prove("dkg-constant", context, coefficients[0], [(G1_GENERATOR, commitments[0])]),
-        prove("dkg-seed", context, r, [(G1_GENERATOR, G1_GENERATOR * r)]),
-    )
 
 
 def polynomial(degree: int) -> list[int]:

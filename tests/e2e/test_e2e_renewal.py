@@ -109,7 +109,7 @@ def test_without_the_contract_and_the_cloud_the_key_of_a_past_week_opens_nothing
     join_as: Callable[..., Session],
 ):
     home = join_as("user", "role:researcher", ACTIVE).home
-    context = envelope_context(bytes(16), 1, "shared")
+    context = envelope_context(bytes(16), 1, "shared", b"extract")
     for weeks, opens in ((-60, True), (0, True), (1, False), (60, False)):
         policy = f"role:researcher and status:active@{week_at(now_ms() + weeks * WEEK_MS)}"
         header, key = encapsulate(home.abe_public, policy, context)

@@ -10,11 +10,12 @@ from crypto.sign import SigningKey
 from protocol import genesis, network
 from protocol.genesis import Genesis, Member
 from protocol.network import ChainAddresses, Network, NodeAddress, Service, split_host_port
+from tests.dealer import share_point
 from tests.simulation.cluster import make_genesis
 
 GENESIS, _ = make_genesis(7, max_block_txs=123)
 TEXT = genesis.to_toml(GENESIS)
-KEY0 = GENESIS.members[0].key.hex()
+KEY0, SHARE_KEY0 = GENESIS.members[0].key.hex(), GENESIS.members[0].share_key.hex()
 
 
 def test_a_genesis_survives_its_file_and_keeps_its_hash():
@@ -38,7 +39,6 @@ def test_left_out_parameters_take_their_defaults():
         {"members": GENESIS.members[:6]},
         {"members": GENESIS.members[::-1]},
         {"authority": bytes(32)},
-        {"index_key": b"i" * 32},
         {"time_ms": 1},
         {"term_length": 5},
         {"base_timeout_ms": 51},
@@ -62,8 +62,8 @@ def with_line(start: str, line: str) -> str:
         ("", "lacks the field 'authority'"),
         ("chain_id = ", "not valid"),
         ("x = " + "[" * 50_000, "not valid"),
-        ("members = 3\nauthority = ''\nindex_key = ''", "not valid"),
-        ("members = [1]\nauthority = ''\nindex_key = ''", "not valid"),
+        ("members = 3\nauthority = ''", "not valid"),
+        ("members = [1]\nauthority = ''", "not valid"),
         (TEXT.replace("chain_id", "chain"), "unknown field 'chain'"),
         (with_line("chain_id", ""), "'chain_id'"),
         (with_line("authority", ""), "'authority'"),
@@ -82,7 +82,11 @@ def with_line(start: str, line: str) -> str:
         (with_line("max_block_txs", "max_block_txs = 0"), "max_block_txs"),
         (with_line("authority", 'authority = "00"'), "authority"),
         (with_line("authority", "authority = 3"), "not valid"),
-        (with_line("index_key", f'index_key = "{"g" * 64}"'), "not valid"),
+        (with_line("authority", f'authority = "{"g" * 64}"'), "not valid"),
+        (TEXT.replace(SHARE_KEY0, "00" * 48), "share_key of n0"),
+        (TEXT.replace(SHARE_KEY0, "c0" + "00" * 47), "share_key of n0"),
+        (TEXT.replace(SHARE_KEY0, SHARE_KEY0[:-2]), r"members\[0\]\.share_key"),
+        (TEXT.replace(GENESIS.members[1].share_key.hex(), SHARE_KEY0), "two members share one share_key"),
         (TEXT.replace(KEY0, KEY0[:-2]), r"members\[0\]\.key"),
         (TEXT.replace('"n1"', '"n 1"'), r"members\[1\]\.name"),
         (TEXT.replace('"n1"', '"n1\\n"'), r"members\[1\]\.name"),
@@ -100,7 +104,7 @@ def test_a_wrong_genesis_file_is_refused_with_the_field_that_is_wrong(text, faul
 
 def test_a_genesis_without_members_or_with_too_many_is_refused():
     def text_for(count: int) -> str:
-        members = tuple(Member(f"n{i}", i.to_bytes(32, "big"), f"p{i}") for i in range(count))
+        members = tuple(Member(f"n{i}", i.to_bytes(32, "big"), f"p{i}", share_point(i)) for i in range(count))
         return genesis.to_toml(msgspec.structs.replace(GENESIS, members=members))
 
     assert len(genesis.from_toml(text_for(64)).members) == 64

@@ -59,6 +59,7 @@ from protocol.genesis import Genesis, Member
 from protocol.mempool import Mempool, Pending
 from protocol.quorum import Mode
 from protocol.tx import MAX_LIFETIME_MS, ChangeMembers, Request, Tx, decode_tx
+from tests.dealer import share_point
 
 WALL0 = 1_700_000_000_000
 CLIENT = SigningKey(bytes([99]) * 32)
@@ -66,7 +67,7 @@ ADMINS = tuple(SigningKey(bytes([200 + i]) * 32) for i in range(3))
 
 
 def member(i: int, key: SigningKey) -> Member:
-    return Member(f"n{i}", key.public, f"peer-{i}")
+    return Member(f"n{i}", key.public, f"peer-{i}", share_point(i))
 
 
 def make_genesis(n: int = 4, mode: Mode = "bft", **changes: int) -> tuple[Genesis, list[SigningKey]]:
@@ -75,7 +76,7 @@ def make_genesis(n: int = 4, mode: Mode = "bft", **changes: int) -> tuple[Genesi
     changes.setdefault("term_length", 4)
     authority, admins = SigningKey(bytes([77]) * 32).public, tuple(a.public for a in ADMINS)
     chain = "diptych/1/storage/test"
-    return Genesis(chain, "storage", mode, members, authority, bytes(32), WALL0, admins, 2, **changes), keys
+    return Genesis(chain, "storage", mode, members, authority, WALL0, admins, 2, **changes), keys
 
 
 def change_tx(
@@ -484,6 +485,10 @@ class Cluster:
                 self.say(
                     f"{who} sees the epoch end at height {handover.header.height}; next members: {members}"
                 )
+            case SaveAbstention(None):
+                self.say(f"{who} signs nothing until enough others have reported")
+            case SaveAbstention(0):
+                self.say(f"{who} has never been in the next epoch and may sign in it")
             case SaveAbstention(until):
                 self.say(f"{who} signs nothing up to view {until}")
             case Record(evidence):
