@@ -997,6 +997,8 @@ class Core:
             return
         self._effects.extend(SaveBlock(b) for b in blocks)
         self._finish(parsed, page.links, page.finalization)
+        if self.halted:
+            return
         if page.links and self._finalization is None and not self.next_committee:
             # Only a descendant of the last block is certified itself: that finalization stays pending.
             self._finalization = page.finalization
