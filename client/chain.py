@@ -7,6 +7,7 @@ believed from that node; a ticket and the index key are believed from a quorum, 
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cached_property
@@ -19,7 +20,7 @@ from crypto import tdh2
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from crypto.seal import SealKey
-from crypto.sign import SigningKey
+from crypto.sign import Ed25519Signer
 from protocol.block import Committee
 from protocol.contract import Person, Receipt, RecordEntry, decode_person, decode_receipt, decode_record
 from protocol.genesis import Genesis
@@ -154,7 +155,7 @@ class ChainClient:
 
     # --- transactions -----------------------------------------------------------------------------------------------------
 
-    def execute(self, sender: SigningKey, action: Action, seconds: float = 60) -> Receipt:
+    def execute(self, sender: Ed25519Signer, action: Action, seconds: float = 60) -> Receipt:
         """Send an action and wait for its receipt. `Denied` when the contract refuses it, `Unavailable` when no node could
         make it final in time (it may still become final until it expires)."""
         receipt = self.send(sender, action, seconds)
@@ -162,7 +163,7 @@ class ChainClient:
             raise Denied(f"the {self.genesis.kind} chain refused: {receipt.reason} ({receipt.code})")
         return receipt
 
-    def send(self, sender: SigningKey, action: Action, seconds: float = 60) -> Receipt:
+    def send(self, sender: Ed25519Signer, action: Action, seconds: float = 60) -> Receipt:
         """As `execute`, but a refusal by the contract is an ordinary receipt. One transaction, sent again as needed: it can
         become final only once."""
         tx = Tx.make(self.genesis.chain_id, sender, os.urandom(16), now_ms() + TX_LIFETIME_MS, action)
@@ -257,7 +258,10 @@ class ChainClient:
 
     def person(self, key: bytes) -> Person:
         """A certified person; the authority's signature is checked, the validity in time is not."""
-        person = decode_person(_encoded(self.get(f"/v1/identity/{key.hex()}")))
+        return self._checked_person(key, _encoded(self.get(f"/v1/identity/{key.hex()}")))
+
+    def _checked_person(self, key: bytes, encoded: bytes) -> Person:
+        person = decode_person(encoded)
         person.signed.verify(self.genesis.authority, person.signed.credential.not_before_ms)
         if person.signed.credential.subject != key:
             raise Unauthentic("a node answered with the credential of another person")
@@ -269,6 +273,33 @@ class ChainClient:
         if person.is_revoked:
             raise Denied("the credential of this key was revoked")
         return person.signed.credential
+
+    def agreed_person(self, key: bytes) -> Person:
+        """As `person`, but a quorum of nodes says the same, so that no few of them can hide a revocation or a newer credential.
+
+        `NotFound` if a quorum does not know the key, `Unavailable` while no quorum agrees: some may be behind for a moment.
+        """
+
+        def ask(url: str) -> bytes | None:
+            try:
+                return _encoded(checked(self._http.get(f"{url}/v1/identity/{key.hex()}", timeout=5)).json())
+            except NotFound:
+                return b""
+            except (httpx2.HTTPError, DiptychError, ValueError, KeyError, TypeError):
+                return None
+
+        committee = self.committee
+        urls = [self._nodes[m.name].http for m in committee.members if m.name in self._nodes]
+        with ThreadPoolExecutor(committee.size) as pool:
+            said = Counter(answer for answer in pool.map(ask, urls) if answer is not None)
+        for answer, count in said.most_common(1):
+            if count >= committee.quorum:
+                if not answer:
+                    raise NotFound(f"the key is not certified on the {self.genesis.kind} chain")
+                return self._checked_person(key, answer)
+        raise Unavailable(
+            f"no {committee.quorum} nodes of the {self.genesis.kind} chain say the same about this key; try again"
+        )
 
     def access_log(self, record: bytes) -> list[Receipt]:
         """Every request for access to the record, in chain order, as one node tells it."""

@@ -12,7 +12,7 @@ import httpx2
 from client.chain import checked, http_client, now_ms
 from crypto.codec import encode
 from crypto.errors import Malformed, Unauthentic, Unavailable
-from crypto.sign import SigningKey
+from crypto.sign import Ed25519Signer
 from protocol.identity import SignedTicket
 from protocol.network import Service
 from protocol.record import (
@@ -65,7 +65,7 @@ class CloudClient:
         return receipt
 
     def fetch(
-        self, index: Index, ticket: SignedTicket | None, reader: SigningKey, wanted: Sequence[BlobRef] = ()
+        self, index: Index, ticket: SignedTicket | None, reader: Ed25519Signer, wanted: Sequence[BlobRef] = ()
     ) -> tuple[DownloadHead, list[Envelope], dict[bytes, bytes]]:
         """The view that `index` points at, its envelopes, and the `wanted` parts by hash, all checked against their names."""
         names = tuple(ref.hash for ref in wanted)

@@ -14,7 +14,8 @@ from rich.table import Table
 
 from client.chain import ChainClient
 from client.terminal import Terminal
-from configs.files import load_network, passphrase_from, read, read_key, read_text, write
+from configs.files import load_network, read, read_key, read_text, write
+from configs.passphrases import passphrase_from
 from crypto.codec import Decoder, encode
 from crypto.errors import Conflict, DiptychError, Malformed, NotFound
 from crypto.sign import SigningKey

@@ -44,7 +44,7 @@ class Mempool:
         return len(self._pending)
 
     def verify(self, raw: bytes) -> Pending:
-        """The checked transaction; raises as `check_tx`. Remembers the last verdicts."""
+        """The checked transaction; raises as `check_tx`. Remembers the last verdicts until their transactions are final."""
         known = self._verified.get(raw)
         if known is None:
             known = self._verified[raw] = Pending(raw, check_tx(raw, self._chain_id))
@@ -103,6 +103,8 @@ class Mempool:
         for entry in entries:
             self.final[entry.id] = entry.expires_ms
             self._drop(entry.id)
+            if self._verified.pop(entry.raw, None):
+                self._verified_bytes -= len(entry.raw)
             heappush(self._expiring, (entry.expires_ms, entry.id))
         while self._expiring and self._expiring[0][0] <= time_ms:
             self.final.pop(heappop(self._expiring)[1], None)

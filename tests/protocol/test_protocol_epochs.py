@@ -219,7 +219,7 @@ changes = st.tuples(st.integers(0, 3), rosters, st.sampled_from([0, 1, 2, 3, 3])
 @given(st.lists(st.lists(changes, max_size=4), max_size=5))
 def test_the_contract_and_consensus_always_agree_on_the_members(blocks):
     """Blocks of changes, for the end of any epoch, to any members, approved by any number of admins."""
-    state, committee, number = State(), FIRST, 0
+    state, committee = State(), FIRST
     for height, block in enumerate(blocks, 1):
         made = [
             approved(*ADMINS[:count], epoch=epoch, members=tuple(MEMBERS[p] for p in places))

@@ -125,6 +125,14 @@ def test_the_room_is_bounded_in_number_and_bytes(monkeypatch):
             pool.add(tx_by(2, 3), WALL0)
 
 
+def test_of_what_became_final_only_the_id_is_remembered():
+    pool = Mempool(CHAIN)
+    entries = [pool.add(tx_by(0, number), WALL0) for number in range(5)]
+    pool.finalize(entries[1:], WALL0 + 1)
+    assert list(pool._verified) == [entries[0].raw]
+    assert pool._verified_bytes == len(entries[0].raw)
+
+
 def test_what_is_remembered_of_verified_transactions_is_bounded_in_bytes_also_when_the_room_is_full(
     monkeypatch,
 ):
