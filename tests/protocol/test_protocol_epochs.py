@@ -1,5 +1,7 @@
 """Changes of members: what ends an epoch and what does not, who then decides, and what liars make of the boundary."""
 
+import itertools
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -496,7 +498,7 @@ def test_blocks_that_only_helped_are_dropped_and_their_proof_is_handed_over():
     cluster = cut_off()
     blocks, handover = cluster.ending(cluster.committee, 0, 1, 2, 3, 4, helpers=(2, 3))
     messages = [cluster.proposal(blocks[0])]
-    for parent, block in zip(blocks, blocks[1:], strict=False):
+    for parent, block in itertools.pairwise(blocks):
         certificate = cluster.certificate("notarize", parent.header.view, parent.header.id)
         messages.append(cluster.proposal(block, certificate))
     last = blocks[-1].header
