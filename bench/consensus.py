@@ -26,6 +26,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.proc import cpu_seconds
 from client.chain import ChainClient, now_ms
 from configs.files import load_network, read_key
 from configs.settings import NetworkSettings
@@ -80,27 +81,18 @@ async def closed_loop(
     return count, seconds, latencies
 
 
-def cpu_seconds(pids: list[int]) -> float:
-    """User and system time that these processes have used."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 class Diptych:
     """Four storage nodes and a certified sender."""
 
-    def __init__(self, folder: Path, transport: str) -> None:
-        make(folder, NetworkSettings.model_validate({"sharing": 1, "transport": transport}))
-        self._supervisor = Supervisor(folder)
-        self._names = [f"storage-{n}" for n in range(1, 5)]
-        self._supervisor.start(*self._names)
-        self._supervisor.wait_ready()
+    def __init__(self, folder: Path, transport: str, **shape: int) -> None:
+        make(folder, NetworkSettings.model_validate({"sharing": 1, "transport": transport, **shape}))
+        self.supervisor = Supervisor(folder)
+        names = [f"storage-{n}" for n in range(1, 5)]
+        self.supervisor.start(*names)
+        self.supervisor.wait_ready()
         network, chains = load_network(folder / "network.toml")
         self._genesis, addresses = chains["storage"], network.chains["storage"]
-        self._urls = [addresses.nodes[name].http for name in self._names]
+        self.urls = {name: addresses.nodes[name].http for name in names}
         authority = SigningKey(read_key(folder / "authority" / "keys" / "authority.key"))
         self._sender = SigningKey.generate()
         credential = Credential(
@@ -111,11 +103,11 @@ class Diptych:
         client.close()
 
     def pids(self) -> list[int]:
-        return [d.process.pid for d in self._supervisor.daemons.values() if d.process is not None]
+        return [d.process.pid for d in self.supervisor.daemons.values() if d.process is not None]
 
-    def tx(self, size: int) -> bytes:
+    def tx(self, size: int, lifetime_ms: int = 300_000) -> bytes:
         """A signed transaction of `size` bytes."""
-        chain_id, expires = self._genesis.chain_id, now_ms() + 300_000
+        chain_id, expires = self._genesis.chain_id, now_ms() + lifetime_ms
         raw = encode(
             Tx.make(chain_id, self._sender, os.urandom(16), expires, Request(os.urandom(16), "research"))
         )
@@ -135,12 +127,13 @@ class Diptych:
 
     async def run(self, in_flight: int, seconds: float, size: int) -> Result:
         clients = [httpx2.AsyncClient(timeout=60, trust_env=False) for _ in range(max(1, in_flight // BATCH))]
+        urls = list(self.urls.values())
         turn = 0
 
         async def send(batch: int) -> int:
             nonlocal turn
             turn += 1
-            client, url = clients[turn % len(clients)], self._urls[turn % len(self._urls)]
+            client, url = clients[turn % len(clients)], urls[turn % len(urls)]
             if batch == 1:
                 response = await client.post(f"{url}/v1/tx?wait=20", content=self.tx(size))
                 assert response.status_code == 200, response.text
@@ -151,15 +144,15 @@ class Diptych:
             assert all(isinstance(r, bytes) for r in results), results[:3]
             return len(results)
 
-        before = cpu_seconds(self.pids())
+        before = sum(map(cpu_seconds, self.pids()))
         count, took, latencies = await closed_loop(send, in_flight, seconds)
-        used = cpu_seconds(self.pids()) - before
+        used = sum(map(cpu_seconds, self.pids())) - before
         for client in clients:
             await client.aclose()
         return Result(count, took, latencies, used)
 
     def close(self) -> None:
-        self._supervisor.stop()
+        self.supervisor.stop()
 
 
 class Etcd:
@@ -226,9 +219,9 @@ class Etcd:
             await asyncio.gather(*(put() for _ in range(batch)))
             return batch
 
-        before = cpu_seconds(self.pids())
+        before = sum(map(cpu_seconds, self.pids()))
         count, took, latencies = await closed_loop(send, in_flight, seconds)
-        used = cpu_seconds(self.pids()) - before
+        used = sum(map(cpu_seconds, self.pids())) - before
         for channel in channels:
             await channel.close()
         return Result(count, took, latencies, used)

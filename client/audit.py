@@ -188,8 +188,9 @@ class Journal:
     def committee(self, epoch: object) -> Committee:
         """`Unauthentic` if the database does not prove who the members of this epoch are."""
         if not isinstance(epoch, int) or not 0 <= epoch < len(self.committees):
+            named = str(epoch)[:20]
             raise Unauthentic(
-                f"{self.path} lacks what proves the members of epoch {epoch}; the file was changed"
+                f"{self.path} lacks what proves the members of epoch {named}; the file was changed"
             )
         return self.committees[epoch]
 

@@ -7,6 +7,7 @@ believed from that node; a ticket and the index key are believed from a quorum, 
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cached_property
@@ -19,7 +20,7 @@ from crypto import tdh2
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from crypto.seal import SealKey
-from crypto.sign import SigningKey
+from crypto.sign import Ed25519Signer
 from protocol.block import Committee
 from protocol.contract import Person, Receipt, RecordEntry, decode_person, decode_receipt, decode_record
 from protocol.genesis import Genesis
@@ -32,8 +33,10 @@ from protocol.tx import Action, Tx
 T = TypeVar("T")
 TX_LIFETIME_MS = 120_000
 MAX_ANSWER = 8 << 20
+"""Bytes of any server's answer, unless the request says otherwise in its extension `max_answer`."""
 MAX_RETRY_AFTER = 30.0
 PAUSE = 0.2
+_OTHER_FORM = "a node's answer is not in the agreed form; it may run another version"
 _ERRORS: dict[int, type[DiptychError]] = {
     400: Malformed,
     401: Unauthentic,
@@ -52,9 +55,50 @@ class Busy(Unavailable):
         self.seconds = seconds
 
 
+class TooLarge(httpx2.TransportError):
+    """A server's answer is larger than any honest one."""
+
+
+class _Capped(httpx2.SyncByteStream):
+    """An answer that breaks off with `TooLarge` once more than `limit` bytes have come."""
+
+    def __init__(self, stream: httpx2.SyncByteStream, limit: int) -> None:
+        self._stream, self._limit = stream, limit
+
+    def __iter__(self) -> Iterator[bytes]:
+        left = self._limit
+        for chunk in self._stream:
+            left -= len(chunk)
+            if left < 0:
+                raise TooLarge(f"the answer is over the limit of {self._limit} bytes")
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _Transport(httpx2.HTTPTransport):
+    """Bounds what a lying server can make its client hold; what is compressed could unpack to anything, so nothing is."""
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        response = super().handle_request(request)
+        assert isinstance(response.stream, httpx2.SyncByteStream)
+        if response.headers.get("content-encoding", "identity") != "identity":
+            response.stream.close()
+            raise TooLarge("the answer is compressed although that was not asked for")
+        response.stream = _Capped(response.stream, request.extensions.get("max_answer", MAX_ANSWER))
+        return response
+
+
 def http_client(seconds: float) -> httpx2.Client:
     """Direct connections only: a proxy from the environment would see who asks for whom."""
-    return httpx2.Client(timeout=httpx2.Timeout(seconds, connect=3), trust_env=False, follow_redirects=False)
+    return httpx2.Client(
+        timeout=httpx2.Timeout(seconds, connect=3),
+        headers={"accept-encoding": "identity"},
+        trust_env=False,
+        follow_redirects=False,
+        transport=_Transport(trust_env=False),
+    )
 
 
 def checked(response: httpx2.Response) -> httpx2.Response:
@@ -63,7 +107,7 @@ def checked(response: httpx2.Response) -> httpx2.Response:
         return response
     try:
         detail = str(response.json()["detail"])[:1000]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         detail = f"the server answered with HTTP status {response.status_code}"
     if response.status_code == 503:
         raise Busy(detail, _retry_after(response.headers.get("retry-after", "")))
@@ -111,7 +155,7 @@ class ChainClient:
 
     # --- transactions -----------------------------------------------------------------------------------------------------
 
-    def execute(self, sender: SigningKey, action: Action, seconds: float = 60) -> Receipt:
+    def execute(self, sender: Ed25519Signer, action: Action, seconds: float = 60) -> Receipt:
         """Send an action and wait for its receipt. `Denied` when the contract refuses it, `Unavailable` when no node could
         make it final in time (it may still become final until it expires)."""
         receipt = self.send(sender, action, seconds)
@@ -119,7 +163,7 @@ class ChainClient:
             raise Denied(f"the {self.genesis.kind} chain refused: {receipt.reason} ({receipt.code})")
         return receipt
 
-    def send(self, sender: SigningKey, action: Action, seconds: float = 60) -> Receipt:
+    def send(self, sender: Ed25519Signer, action: Action, seconds: float = 60) -> Receipt:
         """As `execute`, but a refusal by the contract is an ordinary receipt. One transaction, sent again as needed: it can
         become final only once."""
         tx = Tx.make(self.genesis.chain_id, sender, os.urandom(16), now_ms() + TX_LIFETIME_MS, action)
@@ -184,13 +228,10 @@ class ChainClient:
         missing: NotFound | None = None
         for url in list(self._urls):
             try:
-                response = checked(self._http.get(url + path, params=params))
-                if len(response.content) > MAX_ANSWER:
-                    raise Unavailable("a node's answer is too large")
-                return response.json()
+                return checked(self._http.get(url + path, params=params)).json()
             except NotFound as error:
                 missing = error
-            except (httpx2.HTTPError, Unavailable, ValueError):
+            except (httpx2.HTTPError, Unavailable, ValueError, RecursionError):
                 self._demote(url)
         raise missing or Unavailable(
             f"no node of the {self.genesis.kind} chain answers; check that they are running"
@@ -203,7 +244,7 @@ class ChainClient:
             try:
                 found: dict[str, Any] = checked(self._http.get(f"{url}/v1/status", timeout=3)).json()
                 return found
-            except (httpx2.HTTPError, DiptychError, ValueError):
+            except (httpx2.HTTPError, DiptychError, ValueError, RecursionError):
                 return {"error": "does not answer", "url": url}
 
         with ThreadPoolExecutor(len(self._urls)) as pool:
@@ -217,7 +258,10 @@ class ChainClient:
 
     def person(self, key: bytes) -> Person:
         """A certified person; the authority's signature is checked, the validity in time is not."""
-        person = decode_person(_encoded(self.get(f"/v1/identity/{key.hex()}")))
+        return self._checked_person(key, _encoded(self.get(f"/v1/identity/{key.hex()}")))
+
+    def _checked_person(self, key: bytes, encoded: bytes) -> Person:
+        person = decode_person(encoded)
         person.signed.verify(self.genesis.authority, person.signed.credential.not_before_ms)
         if person.signed.credential.subject != key:
             raise Unauthentic("a node answered with the credential of another person")
@@ -230,15 +274,53 @@ class ChainClient:
             raise Denied("the credential of this key was revoked")
         return person.signed.credential
 
+    def agreed_person(self, key: bytes) -> Person:
+        """As `person`, but a quorum of nodes says the same, so that no few of them can hide a revocation or a newer credential.
+
+        `NotFound` if a quorum does not know the key, `Unavailable` while no quorum agrees: some may be behind for a moment.
+        """
+
+        def ask(url: str) -> bytes | None:
+            try:
+                return _encoded(checked(self._http.get(f"{url}/v1/identity/{key.hex()}", timeout=5)).json())
+            except NotFound:
+                return b""
+            except (httpx2.HTTPError, DiptychError, ValueError, KeyError, TypeError):
+                return None
+
+        committee = self.committee
+        urls = [self._nodes[m.name].http for m in committee.members if m.name in self._nodes]
+        with ThreadPoolExecutor(committee.size) as pool:
+            said = Counter(answer for answer in pool.map(ask, urls) if answer is not None)
+        for answer, count in said.most_common(1):
+            if count >= committee.quorum:
+                if not answer:
+                    raise NotFound(f"the key is not certified on the {self.genesis.kind} chain")
+                return self._checked_person(key, answer)
+        raise Unavailable(
+            f"no {committee.quorum} nodes of the {self.genesis.kind} chain say the same about this key; try again"
+        )
+
     def access_log(self, record: bytes) -> list[Receipt]:
+        """Every request for access to the record, in chain order, as one node tells it."""
         receipts: list[Receipt] = []
-        after = "0.0"
-        while True:
-            page = self.get(f"/v1/record/{record.hex()}/log", after=after)
-            receipts += [decode_receipt(bytes.fromhex(text)) for text in page["encoded"]]
-            if not page["next"]:
-                return receipts
-            after = page["next"]
+        last, more = (0, 0), True
+        while more:
+            page = self.get(f"/v1/record/{record.hex()}/log", after=f"{last[0]}.{last[1]}")
+            try:
+                found, more = [decode_receipt(bytes.fromhex(text)) for text in page["encoded"]], page["next"]
+            except (KeyError, TypeError, ValueError):
+                raise Malformed(_OTHER_FORM) from None
+            places = [last, *((r.height, r.position) for r in found)]
+            if (
+                any(r.record != record for r in found)
+                or places != sorted(set(places))
+                or (more and not found)
+            ):
+                raise Malformed("a node's access log holds requests for other records, or is out of order")
+            receipts += found
+            last = places[-1]
+        return receipts
 
     # --- the index key and releases -----------------------------------------------------------------------------------------
 
@@ -300,7 +382,7 @@ class ChainClient:
                         "tell the chain's operators"
                     )
                 raise Unavailable(
-                    f"only {len(found)} nodes released the index, or too few of them alike, where {quorum} are needed; "
+                    f"only {len(found)} nodes released the index, or too few of them alike, where {quorum} are needed"
                     "; try again later"
                 )
             time.sleep(0.1)
@@ -390,4 +472,4 @@ def _encoded(answer: Any) -> bytes:
     try:
         return bytes.fromhex(answer["encoded"])
     except (KeyError, TypeError, ValueError):
-        raise Malformed("a node's answer is not in the agreed form; it may run another version") from None
+        raise Malformed(_OTHER_FORM) from None

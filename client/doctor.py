@@ -90,10 +90,11 @@ class Doctor:
         parts = split(read_bundle(bundle), profile)
         session.progress("signing the parts")
         signed = tuple(SignedPart(p.label, p.content) for p in parts)
+        messages = [encode(part) for part in signed]
         names = named([p.label for p in parts])
         record = os.urandom(16)
         signature = ces.sign(
-            [encode(part) for part in signed],
+            messages,
             home.ces,
             record=record,
             patient=patient,
@@ -102,6 +103,8 @@ class Doctor:
             profile=profile.name,
             rules=[ceas.parse(rule, names, len(parts)) for rule in rules],
         )
+        # The key may be in foreign hardware: nobody attests a signature that does not hold.
+        ces.verify_full(signature, messages, home.ces.suite, home.ces.public)
         sealed_to = session.chains["storage"].credential(patient).seal_key
         package = encode(_Package(_SUITE, seal(sealed_to, encode(Record(signature, signed)))))
         session.progress("attesting the record on both chains")

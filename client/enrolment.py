@@ -1,6 +1,7 @@
 """How a person gets certified: the authority's staff hands out an invitation, the person proves the keys they made themselves.
 
-The authority has checked by its own means who the person is when it issues the invitation; whoever holds it can use it once.
+The authority has checked by its own means who the person is when it issues the invitation; whoever holds it can use it once. Once certified
+on the chains, the person asks those who issue attribute keys for one, a part from each.
 """
 
 import base64
@@ -12,11 +13,14 @@ from crypto.abe import MAX_ATTRIBUTE_KEY_BYTES
 from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, UInt, Wire, encode
 from crypto.errors import Malformed
 from crypto.seal import OVERHEAD
-from crypto.sign import SigningKey, verify
+from crypto.sign import Ed25519Signer, verify
+from crypto.split import MAX_JOINT_BYTES
 from protocol.identity import Attribute, CesKey, Role, SignedCredential
 
 _PREFIX = "diptych-invite-"
 MAX_ENROLMENT = 32 << 10
+MAX_SKEW_MS = 600_000
+"""How far the clock of who asks for a renewal or a key may be off."""
 
 
 class InviteBody(Wire, frozen=True):
@@ -33,7 +37,7 @@ class Invite(Wire, frozen=True):
     signature: Bytes64
 
     @classmethod
-    def make(cls, body: InviteBody, authority: SigningKey) -> "Invite":
+    def make(cls, body: InviteBody, authority: Ed25519Signer) -> "Invite":
         return cls(body, authority.sign("invite", encode(body)))
 
     def verify(self, authority: bytes) -> None:
@@ -73,7 +77,7 @@ class Enrolment(Wire, frozen=True):
     signature: Bytes64
 
     @classmethod
-    def make(cls, body: EnrolmentBody, subject: SigningKey) -> "Enrolment":
+    def make(cls, body: EnrolmentBody, subject: Ed25519Signer) -> "Enrolment":
         return cls(body, subject.sign("enrolment", encode(body)))
 
     def verify(self) -> None:
@@ -92,7 +96,7 @@ class Renewal(Wire, frozen=True):
     signature: Bytes64
 
     @classmethod
-    def make(cls, subject: SigningKey, time_ms: int) -> "Renewal":
+    def make(cls, subject: Ed25519Signer, time_ms: int) -> "Renewal":
         body = RenewalBody(subject.public, time_ms)
         return cls(body, subject.sign("renewal", encode(body)))
 
@@ -100,32 +104,48 @@ class Renewal(Wire, frozen=True):
         verify(self.body.subject, "renewal", encode(self.body), self.signature, "the renewal")
 
 
-class Enrolled(Wire, frozen=True):
-    """The authority's answer: the credential, the CP-ABE public key, and the attribute key sealed to the subject. The signature
-    covers all of it, so the public key can be trusted as the authority's."""
+class KeyRequestBody(Wire, frozen=True):
+    """What a certified person asks an authority for: the attribute key to `credential`, or that authority's part of it."""
 
     credential: SignedCredential
-    abe_public: Annotated[bytes, msgspec.Meta(max_length=4096)]
-    sealed_attribute_key: Annotated[bytes, msgspec.Meta(max_length=MAX_ATTRIBUTE_KEY_BYTES + OVERHEAD)]
+    issuer: Bytes32
+    time_ms: UInt
+
+
+class KeyRequest(Wire, frozen=True):
+    """Signed by the subject of the credential."""
+
+    body: KeyRequestBody
     signature: Bytes64
 
     @classmethod
-    def make(
-        cls,
-        credential: SignedCredential,
-        abe_public: bytes,
-        sealed_attribute_key: bytes,
-        authority: SigningKey,
-    ) -> "Enrolled":
-        payload = encode((credential, abe_public, sealed_attribute_key))
-        return cls(credential, abe_public, sealed_attribute_key, authority.sign("enrolled", payload))
+    def make(cls, body: KeyRequestBody, subject: Ed25519Signer) -> "KeyRequest":
+        return cls(body, subject.sign("key-request", encode(body)))
 
-    def verify(self, authority: bytes) -> None:
-        payload = encode((self.credential, self.abe_public, self.sealed_attribute_key))
-        verify(authority, "enrolled", payload, self.signature, "the authority's answer")
+    def verify(self) -> None:
+        subject = self.body.credential.credential.subject
+        verify(subject, "key-request", encode(self.body), self.signature, "the request for a key")
+
+
+class Issued(Wire, frozen=True):
+    """An authority's answer: the joint public key as it knows it, and its part of the attribute key, sealed to the subject. Signed with
+    the request that it answers."""
+
+    joint: Annotated[bytes, msgspec.Meta(max_length=MAX_JOINT_BYTES)]
+    sealed_part: Annotated[bytes, msgspec.Meta(max_length=MAX_ATTRIBUTE_KEY_BYTES + OVERHEAD)]
+    signature: Bytes64
+
+    @classmethod
+    def make(cls, request: KeyRequest, joint: bytes, sealed_part: bytes, issuer: Ed25519Signer) -> "Issued":
+        return cls(joint, sealed_part, issuer.sign("issued", encode((request, joint, sealed_part))))
+
+    def verify(self, request: KeyRequest) -> None:
+        payload = encode((request, self.joint, self.sealed_part))
+        verify(request.body.issuer, "issued", payload, self.signature, "the authority's answer")
 
 
 _decode_invite = Decoder(Invite, "an invitation", MAX_ENROLMENT)
 decode_enrolment = Decoder(Enrolment, "an enrolment", MAX_ENROLMENT)
 decode_renewal = Decoder(Renewal, "a renewal", 1 << 10)
-decode_enrolled = Decoder(Enrolled, "an enrolment answer", MAX_ATTRIBUTE_KEY_BYTES + (32 << 10))
+decode_key_request = Decoder(KeyRequest, "a request for a key", MAX_ENROLMENT)
+decode_issued = Decoder(Issued, "an issued key", MAX_JOINT_BYTES + MAX_ATTRIBUTE_KEY_BYTES + (1 << 10))

@@ -10,11 +10,12 @@ from typing import Annotated
 import msgspec
 import tomli_w
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from client.chain import ChainClient
-from configs.files import load_network, passphrase_from, read, read_key, read_text, write
+from client.terminal import Terminal
+from configs.files import load_network, read, read_key, read_text, write
+from configs.passphrases import passphrase_from
 from crypto.codec import Decoder, encode
 from crypto.errors import Conflict, DiptychError, Malformed, NotFound
 from crypto.sign import SigningKey
@@ -26,7 +27,7 @@ from protocol.index_key import IndexKey
 from protocol.tx import ChangeMembers
 
 decode_change = Decoder(ChangeMembers, "a change of members", 64 << 10)
-console = Console(stderr=True)
+console = Terminal(stderr=True)
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -118,7 +119,7 @@ def show(network: NetworkFile, kind: Chain) -> None:
     rows = Table("member", "consensus key", "transport identity", title=_title(committee))
     for member in committee.members:
         rows.add_row(member.name, member.key.hex(), member.identity)
-    Console().print(rows)
+    Terminal().print(rows)
 
 
 @app.command()
@@ -181,7 +182,7 @@ def submit_command(
     """
     chain, made = _chain(network, kind), decode_change(read(file))
     receipt = submit(chain, made, _key(key, passphrase_command))
-    console.print(f"final at height {receipt.height}: {receipt.reason}", highlight=False)
+    console.print(f"final at height {receipt.height}: {receipt.reason}")
 
 
 def _chain(network: Path, kind: ChainKind) -> ChainClient:
@@ -204,20 +205,21 @@ def _describe(committee: Committee, made: ChangeMembers) -> None:
     after = Committee(committee.genesis, made.epoch + 1, made.members)
     for name in sorted({*now, *then}):
         if name not in now:
-            console.print(f"+ {name} joins", highlight=False)
+            console.print(f"+ {name} joins with the key {then[name].key.hex()}")
         elif name not in then:
-            console.print(f"- {name} leaves", highlight=False)
+            console.print(f"- {name} leaves")
         elif now[name] != then[name]:
-            console.print(f"~ {name} changes its key or its transport identity", highlight=False)
-    console.print(f"then {after.quorum} of {after.size} decide", highlight=False)
+            console.print(
+                f"~ {name} has from now on the key {then[name].key.hex()} and the identity {then[name].identity}"
+            )
+    console.print(f"then {after.quorum} of {after.size} decide")
     remaining = sum(m in made.members for m in committee.members)
     if remaining < after.quorum:
         console.print(
             f"only {remaining} of the present members stay as they are: the chain stands still until enough of the others run",
-            highlight=False,
         )
     try:
         made.check(committee)
         console.print("enough admins have approved: submit it")
     except DiptychError as error:
-        console.print(f"not ready: {error}", highlight=False)
+        console.print(f"not ready: {error}")

@@ -8,12 +8,13 @@ import httpx2
 
 from client.chain import ChainClient, checked, http_client, now_ms
 from client.cloud import CloudClient
-from client.enrolment import Enrolment, EnrolmentBody, Invite, Renewal, decode_enrolled
+from client.collect import collect_key
+from client.enrolment import Enrolment, EnrolmentBody, Invite, Renewal
 from client.home import Home
 from crypto.codec import encode
 from crypto.epoch import renewed, week_at
 from crypto.errors import Conflict, Malformed, Unauthentic, Unavailable
-from protocol.identity import CesKey, ChainKind
+from protocol.identity import CesKey, ChainKind, decode_credential
 
 T = TypeVar("T")
 Progress = Callable[[str], None]
@@ -81,7 +82,7 @@ class Session:
         self._ask_authority("renew", encode(Renewal.make(self.home.sign, now_ms())))
 
     def _ask_authority(self, what: str, content: bytes) -> None:
-        """Post a request of the home's person and keep what the authority issues."""
+        """Post a request of the home's person, and keep the credential that comes with the key to its attributes."""
         home = self.home
         try:
             with http_client(150) as http:
@@ -90,9 +91,12 @@ class Session:
             raise Unavailable(
                 f"the authority does not answer ({type(error).__name__}); try again later"
             ) from None
-        enrolled = decode_enrolled(response.content)
-        enrolled.verify(bytes.fromhex(home.network.authority.key))
-        if enrolled.credential.credential.subject != home.sign.public:
+        signed = decode_credential(response.content)
+        if signed.verify(bytes.fromhex(home.network.authority.key), now_ms()).subject != home.sign.public:
             raise Unauthentic("the authority answered with the credential of another person; ask again")
-        attribute_key = home.seal.open(enrolled.sealed_attribute_key, "the attribute key")
-        home.enrol(enrolled.credential, attribute_key, enrolled.abe_public)
+        key, public = collect_key(home.network, signed, home.sign, home.seal, self.progress)
+        if home.is_enrolled and home.abe_public.fingerprint != public.fingerprint:
+            raise Unauthentic(
+                "the authorities issue keys under another public key than when this home was enrolled; ask them why"
+            )
+        home.enrol(signed, key.to_bytes(), public.to_bytes())

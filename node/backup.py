@@ -294,9 +294,11 @@ def _receipts_root(ledger: sqlite3.Connection, ids: list[bytes]) -> tuple[int, b
     )
     told = ledger.execute("SELECT height, root FROM executed ORDER BY height").fetchall()
     height, root, row = 0, ids[0], rows.fetchone()
-    if len(told) >= len(ids):
+    if told[:1] != [(height, root)]:
+        raise Unauthentic("the ledger is of another chain; take another backup")
+    if len(told) > len(ids):
         raise Unauthentic("the ledger is ahead of the journal; take another backup")
-    for height, block_id in enumerate(ids[1 : len(told) + 1], 1):
+    for height, block_id in enumerate(ids[1 : len(told)], 1):
         receipts = []
         while row is not None and row[1] == height:
             receipt = decode_receipt(_blob(row[5]))
@@ -305,7 +307,7 @@ def _receipts_root(ledger: sqlite3.Connection, ids: list[bytes]) -> tuple[int, b
             receipts.append(receipt)
             row = rows.fetchone()
         root = next_root(root, block_id, receipts)
-        if told[height - 1] != (height, root):
+        if told[height] != (height, root):
             raise Unauthentic(
                 f"the receipts of height {height} are not those of their root; take another backup"
             )

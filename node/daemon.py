@@ -26,7 +26,7 @@ from crypto.codec import Decoder, encode
 from crypto.dkg import HolderKey
 from crypto.errors import Conflict, Denied, DiptychError, NotFound, Unavailable
 from crypto.seal import seal
-from crypto.sign import SigningKey
+from crypto.sign import Ed25519Signer
 from node.index_key import Holder
 from node.ledger import Ledger
 from node.metrics import Metrics
@@ -82,7 +82,7 @@ class Node:
         self,
         genesis: Genesis,
         name: str,
-        keys: Sequence[SigningKey],
+        keys: Sequence[Ed25519Signer],
         share_key: HolderKey,
         transport: Callable[[Sequence[Peer]], Net],
         addresses: Callable[[], Mapping[str, NodeAddress]],
@@ -335,14 +335,14 @@ class Node:
             raise Denied(f"the contract refused the request: {receipt.reason}")
         return contract.check_grant(self._ledger_reader, tx_id, wall_ms())
 
-    def _standing(self) -> tuple[Committee, int, SigningKey]:
+    def _standing(self) -> tuple[Committee, int, Ed25519Signer]:
         """The present committee, this node's number in it and its key; `Unavailable` if it is not in it."""
         committee, me = self.core.committee, self.core.me
         if me is None:
             raise Unavailable("this node is not a member of the chain now; ask one that is")
         return committee, me, self._key_in(committee)
 
-    def _key_in(self, committee: Committee) -> SigningKey:
+    def _key_in(self, committee: Committee) -> Ed25519Signer:
         """The key by which this node is a member in an epoch, if it is one."""
         return next((key for key in self._keys if key.public in committee.keys), self._keys[0])
 

@@ -50,8 +50,9 @@ def make(folder: Path, shape: NetworkSettings) -> None:
     """Write keys, genesis files, the network file and a config per daemon into `folder`, which must not hold a network yet."""
     if (folder / "network.toml").exists():
         raise Conflict(f"{folder} holds a network already; run it, or choose another folder")
-    ports: Iterator[int] = iter(free_ports(2 * (shape.storage + shape.sharing) + 2))
-    authority, cloud = SigningKey.generate(), SigningKey.generate()
+    ports: Iterator[int] = iter(free_ports(2 * (shape.storage + shape.sharing) + 1 + shape.authorities))
+    names = ["authority", *(f"authority-{number}" for number in range(2, shape.authorities + 1))]
+    keys_of = {name: SigningKey.generate() for name in ("cloud", *names)}
     admins = [SigningKey.generate() for _ in range(ADMINS)]
     for number, admin in enumerate(admins, 1):
         write_key(folder / "admins" / f"admin-{number}.key", admin.seed)
@@ -72,7 +73,7 @@ def make(folder: Path, shape: NetworkSettings) -> None:
             kind,  # type: ignore[arg-type]
             shape.mode,
             tuple(members),
-            authority.public,
+            keys_of["authority"].public,
             time.time_ns() // 1_000_000,
             tuple(a.public for a in admins),
             ADMIN_QUORUM,
@@ -81,20 +82,23 @@ def make(folder: Path, shape: NetworkSettings) -> None:
         )
         write(folder / f"genesis-{kind}.toml", genesis.to_toml(chain).encode(), mode=0o644)
         chains[kind] = ChainAddresses(f"genesis-{kind}.toml", chain.hash.hex(), addresses)
-    for name, service_key in (("cloud", cloud), ("authority", authority)):
-        write_key(folder / name / "keys" / f"{name}.key", service_key.seed)
+    for name, service_key in keys_of.items():
+        kind = "cloud" if name == "cloud" else "authority"
+        write_key(folder / name / "keys" / f"{kind}.key", service_key.seed)
         configs[name] = {"http_port": next(ports)}
-    abe = SCHEMES[shape.scheme].master.generate()
-    write_key(folder / "authority" / "keys" / "abe.key", abe.to_bytes())
+    if shape.authorities == 1:  # several make their shares themselves, when they start
+        abe = SCHEMES[shape.scheme].master.generate()
+        write_key(folder / "authority" / "keys" / "abe.key", abe.to_bytes())
     for name, values in configs.items():
         config = {"network": "../network.toml", "keys": "keys", "data": "data", **values}
         write(folder / name / "config.toml", tomli_w.dumps(config).encode(), mode=0o644)
     services = {
         name: Service(f"http://127.0.0.1:{configs[name]['http_port']}", key.public.hex())
-        for name, key in (("cloud", cloud), ("authority", authority))
+        for name, key in keys_of.items()
     }
-    text = network.to_toml(Network(chains, services["cloud"], services["authority"]))
-    write(folder / "network.toml", text.encode(), mode=0o644)
+    issuing = {name: services[name] for name in names} if shape.authorities > 1 else {}
+    found = Network(chains, services["cloud"], services["authority"], issuing, shape.threshold)
+    write(folder / "network.toml", network.to_toml(found).encode(), mode=0o644)
 
 
 def make_node(network_file: Path, kind: ChainKind, name: str, p2p: str, http: str, folder: Path) -> Member:
@@ -177,12 +181,14 @@ class Supervisor:
     def __init__(self, folder: Path) -> None:
         found, _ = load_network(folder / "network.toml")
         urls = {name: a.http for chain in found.chains.values() for name, a in chain.nodes.items()}
-        urls |= {"cloud": found.cloud.url, "authority": found.authority.url}
+        commands = dict.fromkeys(urls, "node")
+        services = {"cloud": found.cloud, "authority": found.authority, **found.authorities}
+        urls |= {name: service.url for name, service in services.items()}
         self.folder = folder
         self.daemons = {
             name: Daemon(
                 name,
-                name if name in ("cloud", "authority") else "node",
+                commands.get(name, "cloud" if name == "cloud" else "authority"),
                 folder / name / "config.toml",
                 url,
                 folder / name / "log.txt",

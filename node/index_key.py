@@ -18,7 +18,7 @@ from crypto import tdh2
 from crypto.codec import encode
 from crypto.dkg import HolderKey, combined_share
 from crypto.errors import DiptychError, Malformed, Unauthentic, Unavailable
-from crypto.sign import SigningKey
+from crypto.sign import Ed25519Signer
 from protocol.genesis import Genesis, Member
 from protocol.index_key import (
     IndexKey,
@@ -54,7 +54,7 @@ class Holder:
     """One member, by its consensus keys (more than one while it changes them: it deals what it held under the old one) and the key
     that its pieces are sealed to."""
 
-    def __init__(self, genesis: Genesis, keys: Sequence[SigningKey], share_key: HolderKey) -> None:
+    def __init__(self, genesis: Genesis, keys: Sequence[Ed25519Signer], share_key: HolderKey) -> None:
         self._genesis, self._keys, self._share_key = genesis, keys, share_key
         self._share: tuple[int, int | None] | None = None
         """The round of the key and this node's share of it; None if it holds none or has been dealt a wrong piece."""
@@ -146,7 +146,7 @@ class Holder:
         action = self._word(state, current, share) if must_speak else Close(current.number, current.phase)
         return encode(Tx.make(self._genesis.chain_id, key_to_sign, os.urandom(16), expires_ms, action))
 
-    def _find(self, members: Sequence[Member]) -> tuple[int, SigningKey] | None:
+    def _find(self, members: Sequence[Member]) -> tuple[int, Ed25519Signer] | None:
         """This node's place among members, and its key there; None if it is not among them."""
         own = {key.public: key for key in self._keys}
         return next(((place, own[m.key]) for place, m in enumerate(members) if m.key in own), None)

@@ -6,12 +6,13 @@ All methods are synchronous. `apply` is one transaction per step of the core; th
 
 import fcntl
 import os
+import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from configs.files import read, write
+from configs.files import write
 from crypto.codec import Decoder, encode
 from crypto.errors import Conflict, NotFound
 from protocol.block import (
@@ -46,7 +47,7 @@ from protocol.mempool import Pending
 from protocol.tx import MAX_LIFETIME_MS, decode_tx
 
 JOURNAL, LEDGER = "consensus.db", "ledger.db"
-PAGE_BYTES, PAGE_BLOCKS = 2 << 20, 256
+PAGE_BYTES, PAGE_BLOCKS, MAX_LINKS = 2 << 20, 256, 4096
 MAX_VIEW = (1 << 63) - 1
 """The largest integer of SQLite."""
 MAX_HANDOVERS = 100
@@ -67,7 +68,8 @@ CREATE INDEX IF NOT EXISTS blocks_by_view ON blocks (epoch, view);
 """
 
 
-_decode_height = Decoder[int](int, "a height", 16)
+_MARK, _MARK_BYTES = re.compile(rb"([0-9a-f]{32}) ([0-9]{20})\n"), 54
+_decode_count = Decoder[int](int, "a height or a count", 16)
 _decode_abstention = Decoder[int | None](int | None, "an abstention", 16)  # type: ignore[arg-type]
 
 
@@ -82,7 +84,7 @@ def connect(path: Path, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> sqli
 
 def pruned_height(db: sqlite3.Connection) -> int:
     row = db.execute("SELECT value FROM meta WHERE name = 'pruned'").fetchone()
-    return _decode_height(row[0]) if row else 0
+    return _decode_count(row[0]) if row else 0
 
 
 class FolderLock:
@@ -98,7 +100,53 @@ class FolderLock:
             raise Conflict(f"{folder} is in use by another process; stop that one first") from None
 
     def release(self) -> None:
-        os.close(self._fd)
+        """Safe to call again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
+class _Marker:
+    """The file beside a key that names the journal by which the key votes, and how many votes it has cast.
+
+    Held open and locked, so that no two processes vote with one key out of two data folders. The count is written in place, after a
+    step with a vote is durable and before the vote is sent, without waiting for the disk: it outlives the process and, but for its
+    last half minute, the machine. A journal with fewer votes than that is an old copy.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            write(path, b"")
+        self._fd = os.open(path, os.O_RDWR)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise Conflict(f"the key of {path} is in use by another process; stop that one first") from None
+
+    def read(self) -> tuple[str, int] | None:
+        """Name of the journal in hex and number of votes; None where no journal was ever bound."""
+        text = os.pread(self._fd, 128, 0)
+        found = _MARK.fullmatch(text)
+        if text and not found:
+            raise Conflict(
+                "consensus.journal beside the key is damaged, so the votes of this key are unknown: start once with --rejoin"
+            )
+        return (found[1].decode(), int(found[2])) if found else None
+
+    def write(self, journal: str, votes: int) -> None:
+        os.pwrite(self._fd, b"%s %020d\n" % (journal.encode(), votes), 0)
+
+    def sync(self) -> None:
+        """Make what was written durable, and all that the file holds."""
+        os.ftruncate(self._fd, _MARK_BYTES)
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Safe to call again."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
 
 class Store:
@@ -109,8 +157,11 @@ class Store:
         self._db = connect(folder / JOURNAL)
         self._db.executescript(SCHEMA)
         self._reader = connect(folder / JOURNAL)
+        self._marker: _Marker | None = None
+        self._votes = _decode_count(self._meta("votes") or encode(0))
+        """How many votes this journal has ever taken; those of past terms are not in it any more."""
         self._db.execute("INSERT OR IGNORE INTO meta VALUES ('genesis', ?)", (genesis.hash,))
-        if self._db.execute("SELECT value FROM meta WHERE name = 'genesis'").fetchone()[0] != genesis.hash:
+        if self._meta("genesis") != genesis.hash:
             self.close()
             raise Conflict(
                 f"{folder} holds the data of another chain; use an empty folder or the right genesis file"
@@ -124,43 +175,62 @@ class Store:
         """Tie this journal to the key beside which the file `marker` lies: it names the only journal that the key votes by.
 
         Written at the first start. Raises `Conflict` when it names another journal (this one is new, so the votes that the key
-        has cast are unknown), or when this one was copied by `node.backup`, unless `rejoin`, which makes the core abstain before
-        anything else (docs/protocol.md, "Rejoin").
+        has cast are unknown) or more votes than are in this one (this is an old copy), when this one was copied by `node.backup`,
+        all this unless `rejoin`, which makes the core abstain before anything else (docs/protocol.md, "Rejoin"); and when another
+        process holds it.
         """
-        if rejoin:
-            self.apply([SaveAbstention(None)])
-        row = self._db.execute("SELECT value FROM meta WHERE name = 'journal'").fetchone()
-        own = row[0] if row else os.urandom(16)
-        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('journal', ?)", (own,))
-        bound = read(marker) if marker.exists() else None
-        if rejoin:
-            self._db.execute("DELETE FROM meta WHERE name = 'restored'")
-        elif self._db.execute("SELECT 1 FROM meta WHERE name = 'restored'").fetchone():
+        try:
+            self._marker = _Marker(marker)
+            if rejoin:
+                self.apply([SaveAbstention(None)])
+                # Under a new name: no other copy of the journal counts any more.
+                self._db.execute("DELETE FROM meta WHERE name IN ('restored', 'journal')")
+            self._db.execute("INSERT OR IGNORE INTO meta VALUES ('journal', ?)", (os.urandom(16),))
+            self._name = self._meta("journal").hex()
+            if not rejoin:
+                self._check(self._marker.read())
+            self._marker.write(self._name, self._votes)
+            self._marker.sync()
+        except BaseException:
             self.close()
+            raise
+
+    def _check(self, told: tuple[str, int] | None) -> None:
+        """Raise `Conflict` unless this journal has all votes of its key, as far as it and the marker tell."""
+        if self._meta("restored"):
             raise Conflict(
                 "the data folder comes from a backup, which lacks the votes that this node has cast since: start once with "
                 "--rejoin; two votes in one view are proof of a lie"
             )
-        if bound is not None and bound.strip() != own.hex().encode() and not rejoin:
-            self.close()
+        if told is not None and told[0] != self._name:
             raise Conflict(
-                f"the journal of the votes of this key is gone: {marker} names another one than lies in the data folder. Put "
-                "the data folder back, or, if it is lost or comes from a backup, start once with --rejoin; two votes in one "
-                "view are proof of a lie"
+                "the journal of the votes of this key is gone: consensus.journal beside the key names another one than lies in "
+                "the data folder. Put the data folder back, or, if it is lost or comes from a backup, start once with "
+                "--rejoin; two votes in one view are proof of a lie"
             )
-        if bound is None or rejoin:
-            write(marker, own.hex().encode() + b"\n", replace=True)
+        if told is not None and told[1] > self._votes:
+            raise Conflict(
+                f"the data folder is an old copy: this key has cast {told[1]} votes, and {self._votes} of them are in it. Put the "
+                "newest one back, or start once with --rejoin; two votes in one view are proof of a lie"
+            )
+
+    def _meta(self, name: str) -> Any:
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return row[0] if row else None
 
     def close(self) -> None:
+        """Safe to call again."""
         self._db.close()
         self._reader.close()
+        if self._marker:
+            self._marker.close()
         self._lock.release()
 
     def apply(self, effects: Iterable[Effect]) -> None:
         """Make the durable effects of one step durable, all or none. Raises `sqlite3.Error` (disk full, I/O) with nothing kept.
 
         The end of the process undoes nothing; a power cut at most the last steps, those of `RECOVERABLE` effects alone."""
-        db, committee = self._db, self.committee
+        db, committee, votes = self._db, self.committee, self._votes
         effects = list(effects)
         is_recoverable = all(isinstance(effect, RECOVERABLE) for effect in effects)
         db.executescript(f"PRAGMA synchronous={'NORMAL' if is_recoverable else 'FULL'}")
@@ -169,6 +239,7 @@ class Store:
             for effect in effects:
                 match effect:
                     case SaveVote(vote):
+                        votes += 1
                         row0 = (self.committee.epoch, vote.view, vote.kind, encode(vote))
                         db.execute("INSERT INTO votes VALUES (?, ?, ?, ?)", row0)
                     case SaveAbstention(until):
@@ -189,12 +260,16 @@ class Store:
                         db.execute("INSERT OR IGNORE INTO evidence VALUES (?)", (encode(evidence),))
                     case Halted(reason):
                         db.execute("INSERT OR REPLACE INTO meta VALUES ('halted', ?)", (reason.encode(),))
+            if votes > self._votes:
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('votes', ?)", (encode(votes),))
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:
                 db.execute("ROLLBACK")
             raise
-        self.committee = committee
+        if votes > self._votes and self._marker:
+            self._marker.write(self._name, votes)
+        self.committee, self._votes = committee, votes
 
     def _finalize(self, blocks: list[Block], cert: Certificate) -> None:
         """Number the blocks and drop what lies below: blocks that lost, certificates, votes of past terms.
@@ -256,25 +331,28 @@ class Store:
             certificate = decode_certificate(row[4]) if row[4] else pending[-1] if pending else None
             tip = Tip(row[0], row[1], row[2], row[3], certificate)
         blocks = db.execute("SELECT data FROM blocks WHERE epoch = ? AND view > ?", (epoch, tip.view))
-        recent = db.execute(
-            "SELECT b.data FROM final f JOIN blocks b ON b.id = f.id WHERE f.time_ms > ?",
-            (tip.time_ms - MAX_LIFETIME_MS,),
-        )
-        final = [Pending(raw, decode_tx(raw)) for (data,) in recent for raw in decode_block(data).txs]
-        own = db.execute("SELECT data FROM votes WHERE epoch = ?", (epoch,))
-        votes = [decode_vote(d) for (d,) in own]
-        halted = db.execute("SELECT value FROM meta WHERE name = 'halted'").fetchone()
-        abstention = db.execute("SELECT value FROM meta WHERE name = 'abstention'").fetchone()
+        votes = [decode_vote(d) for (d,) in db.execute("SELECT data FROM votes WHERE epoch = ?", (epoch,))]
+        halted, abstention = self._meta("halted"), self._meta("abstention")
         return Restored(
             tip,
             [decode_block(d) for (d,) in blocks],
             certificates,
             votes,
-            [p for p in final if p.expires_ms > tip.time_ms],
-            halted[0].decode() if halted else None,
-            _decode_abstention(abstention[0]) if abstention else 0,
+            [p for p in self._recent(tip.time_ms) if p.expires_ms > tip.time_ms],
+            halted.decode() if halted else None,
+            _decode_abstention(abstention) if abstention else 0,
             self.evidence(),
         )
+
+    def _recent(self, now_ms: int) -> Iterator[Pending]:
+        """The transactions of the last blocks, from the tip down as far as one may not have expired."""
+        newest_first = self._db.execute(
+            "SELECT b.data, f.time_ms FROM final f JOIN blocks b ON b.id = f.id ORDER BY f.height DESC"
+        )
+        for data, time_ms in newest_first:
+            if time_ms <= now_ms - MAX_LIFETIME_MS:
+                return
+            yield from (Pending(raw, decode_tx(raw)) for raw in decode_block(data).txs)
 
     def evidence(self) -> list[Evidence]:
         """All pairs of contradicting votes ever recorded here."""
@@ -298,7 +376,7 @@ class Store:
 
     def page(self, height: int) -> Chain | None:
         """Final blocks of one epoch from `height` on, at most `PAGE_BYTES`, with the first finalization at or after the last of them;
-        None if this node has none to prove them with, or has archived their bodies."""
+        None if this node has none to prove them with, at most `MAX_LINKS` further on, or has archived their bodies."""
         if height <= self.pruned_height():
             return None
         query = "SELECT epoch, height, handover FROM epochs WHERE height >= ? ORDER BY height LIMIT 1"
@@ -318,22 +396,22 @@ class Store:
             page.append((data, certificate, at))
         if not page:
             return None
-        while len(page) > 1 and page[-1][1] is None and page[-1][2] != last_height:
-            page.pop()
+        proved = [number for number, row in enumerate(page, 1) if row[1] or row[2] == last_height]
+        page = page[: proved[-1]] if proved else page
         _, proof, last = page[-1]
         links: list[Header] = []
         later = self._reader.execute(
             "SELECT b.data, f.certificate FROM final f JOIN blocks b ON b.id = f.id"
-            " WHERE f.height > ? AND f.height <= ? ORDER BY f.height",
-            (last, last_height),
+            " WHERE f.height > ? AND f.height <= ? ORDER BY f.height LIMIT ?",
+            (last, last_height, MAX_LINKS),
         )
         while proof is None and (row := later.fetchone()):
             links.append(decode_block(row[0]).header)
             proof = row[1]
-        if proof is None and end:
+        if proof is None and end and (links[-1].height if links else last) == last_height:
             handover = decode_handover(end[2])
             links += handover.links
             proof = encode(handover.finalization)
-        if proof is None:
+        if proof is None or len(links) > MAX_LINKS:
             return None
         return Chain(tuple(decode_block(d) for d, _, _ in page), tuple(links), decode_certificate(proof))

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 
 from crypto.codec import Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
-from crypto.sign import SigningKey, is_valid
+from crypto.sign import Ed25519Signer, is_valid
 from protocol.genesis import Genesis, Member
 from protocol.quorum import MAX_MEMBERS, quorum
 from protocol.record import digest
@@ -189,11 +189,11 @@ class Committee:
     def _payload(self, kind: Kind, view: int, block: bytes | None) -> bytes:
         return encode((self.genesis.chain_id, self.epoch, kind, view, block))
 
-    def sign(self, key: SigningKey, signer: int, kind: Kind, view: int, block: bytes | None) -> Vote:
+    def sign(self, key: Ed25519Signer, signer: int, kind: Kind, view: int, block: bytes | None) -> Vote:
         return Vote(kind, view, block, signer, key.sign("vote", self._payload(kind, view, block)))
 
     def report(
-        self, key: SigningKey, signer: int, nonce: bytes, view: int, proof: Certificate | None
+        self, key: Ed25519Signer, signer: int, nonce: bytes, view: int, proof: Certificate | None
     ) -> Report:
         return Report(nonce, view, proof, key.sign("report", self._report_payload(signer, nonce, view)))
 

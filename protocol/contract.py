@@ -3,7 +3,7 @@
 Every transaction in a final block gets a receipt, `ok` or refused with a reason; a refused one changes nothing else. The receipts of
 `access.request` are the patient's access log (C12). Times are the block's, so that all nodes decide alike.
 State is a map from byte keys to canonical objects: `person/<key>`, `record/<id>`, `grant/<transaction id>` (the ticket a granted request may be
-exchanged for), `members` (the epoch and who decides in it), and those of `protocol.index_key`.
+exchanged for), `members` (the epoch, where it began, and who decides in it), and those of `protocol.index_key`.
 """
 
 from typing import Annotated
@@ -67,8 +67,8 @@ class Receipt(Wire, frozen=True):
 decode_receipt = Decoder(Receipt, "a receipt", MAX_OBJECT)
 decode_person = Decoder(Person, "a person", MAX_OBJECT)
 decode_record = Decoder(RecordEntry, "a record entry", MAX_OBJECT)
-decode_members = Decoder[tuple[int, tuple[Member, ...]]](
-    tuple[UInt, tuple[Member, ...]],
+decode_members = Decoder[tuple[int, int, tuple[Member, ...]]](
+    tuple[UInt, UInt, tuple[Member, ...]],
     "the members",
     MAX_OBJECT,
 )
@@ -118,7 +118,7 @@ def apply(state: State, genesis: Genesis, tx: Tx, height: int, position: int, ti
             case Revoke():
                 code, reason = _revoke(state, genesis, sender, action)
             case ChangeMembers():
-                code, reason = _change_members(state, genesis, action)
+                code, reason = _change_members(state, genesis, action, height)
             case Attest():
                 code, reason = _attest(state, sender, action, time_ms)
             case Publish():
@@ -168,17 +168,25 @@ def _revoke(state: State, genesis: Genesis, sender: bytes, action: Revoke) -> tu
 
 def get_members(state: State, genesis: Genesis) -> tuple[int, tuple[Member, ...]]:
     """The current epoch and its members."""
+    epoch, _, members = _members(state, genesis)
+    return epoch, members
+
+
+def _members(state: State, genesis: Genesis) -> tuple[int, int, tuple[Member, ...]]:
+    """The current epoch, the height of the block that it builds on, and its members."""
     data = state.get(MEMBERS_KEY)
-    return decode_members(data) if data else (0, genesis.members)
+    return decode_members(data) if data else (0, 0, genesis.members)
 
 
-def _change_members(state: State, genesis: Genesis, action: ChangeMembers) -> tuple[str, str]:
-    epoch, members = get_members(state, genesis)
+def _change_members(state: State, genesis: Genesis, action: ChangeMembers, height: int) -> tuple[str, str]:
+    epoch, last_change, members = _members(state, genesis)
+    if height == last_change:
+        raise Refused("bad-change", f"this block has ended epoch {epoch - 1} already; send the change again")
     try:
         action.check(Committee(genesis, epoch, members))
     except DiptychError as error:
         raise Refused("bad-change", str(error)) from None
-    state.put(MEMBERS_KEY, encode((epoch + 1, action.members)))
+    state.put(MEMBERS_KEY, encode((epoch + 1, height, action.members)))
     index_key.open_resharing(state, genesis, action.members, quorum(len(action.members), genesis.mode))
     return "members-changed", f"epoch {epoch + 1} begins with {len(action.members)} members"
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 from math import inf
 
 from crypto.errors import DiptychError
-from crypto.sign import SigningKey
+from crypto.sign import Ed25519Signer
 from protocol import merkle
 from protocol.block import (
     Accusation,
@@ -191,7 +191,7 @@ class Core:
     def __init__(
         self,
         committee: Committee,
-        key: SigningKey | None,
+        key: Ed25519Signer | None,
         mempool: Mempool,
         restored: Restored,
         now: float,
@@ -873,7 +873,7 @@ class Core:
             self._effects.append(SaveAbstention(self.abstain_until))
         self.next_committee = successor(self.committee, last, members)
 
-    def next_epoch(self, key: SigningKey | None) -> "Core":
+    def next_epoch(self, key: Ed25519Signer | None) -> "Core":
         """The engine of the epoch after this one, which must be over; `key` is the member's key in it, which may be a new one."""
         assert self.next_committee
         restored = Restored(anchor_tip(self.next_committee), abstain_until=self.abstain_until)
@@ -997,6 +997,8 @@ class Core:
             return
         self._effects.extend(SaveBlock(b) for b in blocks)
         self._finish(parsed, page.links, page.finalization)
+        if self.halted:
+            return
         if page.links and self._finalization is None and not self.next_committee:
             # Only a descendant of the last block is certified itself: that finalization stays pending.
             self._finalization = page.finalization

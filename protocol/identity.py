@@ -10,7 +10,7 @@ import msgspec
 
 from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
 from crypto.errors import Denied, Unauthentic
-from crypto.sign import SigningKey, is_valid, verify
+from crypto.sign import Ed25519Signer, is_valid, verify
 from protocol.quorum import MAX_MEMBERS
 
 Role = Literal["doctor", "patient", "user"]
@@ -43,7 +43,7 @@ class SignedCredential(Wire, frozen=True):
     signature: Bytes64
 
     @classmethod
-    def issue(cls, credential: Credential, authority: SigningKey) -> "SignedCredential":
+    def issue(cls, credential: Credential, authority: Ed25519Signer) -> "SignedCredential":
         return cls(credential, authority.sign("credential", encode(credential)))
 
     def verify(self, authority: bytes, now_ms: int) -> Credential:
@@ -127,7 +127,7 @@ class Release(Wire, frozen=True):
         ticket: Ticket,
         epoch: int,
         signer: int,
-        key: SigningKey,
+        key: Ed25519Signer,
         *,
         entry: bytes,
         rule: bytes,

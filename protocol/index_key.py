@@ -27,7 +27,7 @@ from crypto.dkg import Dealing, Number, combined_key
 from crypto.errors import DiptychError, Malformed
 from crypto.group import G1
 from crypto.sharing import SharedKey, lagrange
-from crypto.sign import SigningKey, is_valid
+from crypto.sign import Ed25519Signer, is_valid
 from protocol.genesis import Genesis, Member
 from protocol.quorum import MAX_MEMBERS, quorum
 from protocol.record import digest
@@ -83,7 +83,7 @@ class SignedIndexKey(Wire, frozen=True):
     signature: Bytes64
 
     @classmethod
-    def make(cls, genesis: Genesis, key: IndexKey, signer: int, secret: SigningKey) -> "SignedIndexKey":
+    def make(cls, genesis: Genesis, key: IndexKey, signer: int, secret: Ed25519Signer) -> "SignedIndexKey":
         return cls(key, signer, secret.sign("index-key", encode((genesis.hash, key))))
 
     def is_signed(self, genesis: Genesis, members: tuple[bytes, ...]) -> bool:

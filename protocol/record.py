@@ -15,7 +15,7 @@ import msgspec
 
 from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
 from crypto.errors import Unauthentic
-from crypto.sign import SigningKey, domain_tag, verify
+from crypto.sign import Ed25519Signer, domain_tag, verify
 from protocol.identity import SignedCredential, SignedTicket
 
 MAX_PARTS = 4096
@@ -96,7 +96,7 @@ class Index(Wire, frozen=True):
     signature: Bytes64
 
     @classmethod
-    def make(cls, view: View, patient: SigningKey) -> "Index":
+    def make(cls, view: View, patient: Ed25519Signer) -> "Index":
         unsigned = cls(view.chain_id, view.record, view.version, view.address, bytes(64))
         return msgspec.structs.replace(unsigned, signature=patient.sign("index", unsigned._payload()))
 
@@ -123,7 +123,7 @@ class Upload(Wire, frozen=True):
     signature: Bytes64
 
     @classmethod
-    def make(cls, body: UploadBody, patient: SigningKey) -> "Upload":
+    def make(cls, body: UploadBody, patient: Ed25519Signer) -> "Upload":
         return cls(body, patient.sign("upload", encode(body)))
 
     def verify(self) -> None:
@@ -141,7 +141,7 @@ class UploadReceipt(Wire, frozen=True):
     signature: Bytes64
 
     @classmethod
-    def make(cls, upload: Upload, time_ms: int, cloud: SigningKey) -> "UploadReceipt":
+    def make(cls, upload: Upload, time_ms: int, cloud: Ed25519Signer) -> "UploadReceipt":
         addresses, digest_ = tuple(v.address for v in upload.body.views), digest("upload", encode(upload))
         return cls(
             addresses, digest_, time_ms, cloud.sign("upload-receipt", encode((addresses, digest_, time_ms)))
@@ -173,7 +173,7 @@ class Download(Wire, frozen=True):
     signature: Bytes64
 
     @classmethod
-    def make(cls, body: DownloadBody, requester: SigningKey) -> "Download":
+    def make(cls, body: DownloadBody, requester: Ed25519Signer) -> "Download":
         return cls(body, requester.sign("download", encode(body)))
 
     def verify(self) -> None:

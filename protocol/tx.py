@@ -11,7 +11,7 @@ import msgspec
 from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
 from crypto.dkg import Complaint, Dealing
 from crypto.errors import Denied, Malformed
-from crypto.sign import SigningKey, verify
+from crypto.sign import Ed25519Signer, verify
 from protocol.block import MAX_TX, Committee
 from protocol.genesis import Genesis, Member, check_members
 from protocol.identity import Purpose, SignedCredential
@@ -67,7 +67,7 @@ class ChangeMembers(Wire, frozen=True, tag="members.change"):
     def __post_init__(self) -> None:
         check_members(self.members)
 
-    def approve(self, genesis: Genesis, admin: SigningKey) -> "ChangeMembers":
+    def approve(self, genesis: Genesis, admin: Ed25519Signer) -> "ChangeMembers":
         """The same with the approval of one more admin; `Denied` if the key is not one."""
         if admin.public not in genesis.admins:
             raise Denied("this key is not among the admins that the genesis names")
@@ -169,7 +169,9 @@ class Tx(Wire, frozen=True):
     signature: Bytes64
 
     @classmethod
-    def make(cls, chain_id: str, sender: SigningKey, nonce: bytes, expires_ms: int, action: Action) -> "Tx":
+    def make(
+        cls, chain_id: str, sender: Ed25519Signer, nonce: bytes, expires_ms: int, action: Action
+    ) -> "Tx":
         body = TxBody(chain_id, sender.public, nonce, expires_ms, action)
         return cls(body, sender.sign("tx", encode(body)))
 

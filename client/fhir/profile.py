@@ -162,7 +162,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
         raise Malformed(f"The profile is over {MAX_PROFILE} bytes: shorten it")
     try:
         return _check(msgspec.convert(tomllib.loads(text.decode()), _File))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or a number too long
         raise Malformed(f"The profile is not valid TOML: {error}") from None
     except msgspec.ValidationError as error:
         raise Malformed(f"The profile does not have the form of a profile: {error}") from None

@@ -112,16 +112,16 @@ def test_an_index_key_in_the_making_says_whom_it_waits_for():
         "phase": "dealing",
         "waits_for": ["storage-2"],
     }
-    said = diagnose(GENESIS, [status(n, index_key=making) for n in NAMES])
+    said = diagnose(COMMITTEE, [status(n, index_key=making) for n in NAMES])
     assert said[-1] == "makes its index key: waits for storage-2 (dealing)"
     again = INDEX_KEY | {"phase": "judging", "waits_for": NAMES[2:]}
-    said = diagnose(GENESIS, [status(n, index_key=again) for n in NAMES])
+    said = diagnose(COMMITTEE, [status(n, index_key=again) for n in NAMES])
     assert said[-1] == "re-shares its index key: waits for storage-3 and storage-4 (judging)"
 
 
 def test_a_node_without_a_share_of_the_index_key_is_named():
     without = status(NAMES[1], index_key=INDEX_KEY | {"holds_share": False})
-    said = diagnose(GENESIS, [status(NAMES[0]), without, *(status(n) for n in NAMES[2:])])
+    said = diagnose(COMMITTEE, [status(NAMES[0]), without, *(status(n) for n in NAMES[2:])])
     assert said[-1].startswith("storage-2 cannot help to open index entries")
 
 

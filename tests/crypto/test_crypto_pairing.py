@@ -5,6 +5,8 @@ import hashlib
 import itertools
 import json
 import os
+import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -250,6 +252,42 @@ def test_a_table_is_made_only_for_what_is_multiplied_often():
     for k in range(1, 80):
         assert base * k == group.G1_GENERATOR * (5 * k)
         assert bool(base._table._places) == (k > group._WORTH_A_TABLE)
+
+
+@pytest.fixture
+def no_forced_turns():
+    """Threads take turns only where one sets the interpreter's lock free by itself."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("work", ["pairings", "multiplications", "multi-exponentiation"])
+def test_other_threads_run_while_mcl_is_at_long_work(no_forced_turns, work):
+    library, count = LIBRARIES["mcl"], 1600
+    g1, g2 = library.g1.generator * count, library.g2.generator * count
+    buffer, scalars = ctypes.create_string_buffer(g1), bytes(range(1, 33)) * count
+    calls = {
+        "pairings": lambda: library._miller(ctypes.create_string_buffer(576), g1, g2, count),
+        "multiplications": lambda: library.g1._mul_each(buffer, scalars, count),
+        "multi-exponentiation": lambda: library.g2._mul_vec(
+            ctypes.create_string_buffer(288), g2, scalars, count
+        ),
+    }
+    call, begun, done = calls[work], threading.Event(), threading.Event()
+
+    def compute():
+        begun.set()
+        call()
+        done.set()
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    begun.wait()
+    turns_before_the_end = [not done.is_set() for _ in range(100)]
+    thread.join()
+    assert all(turns_before_the_end)
 
 
 # --- headers and keys of one under the other ---

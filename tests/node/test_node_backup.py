@@ -197,7 +197,9 @@ FORGERIES = {
     "receipt filed elsewhere": f"{LEDGER}: UPDATE receipts SET record = zeroblob(16)",
     "receipts of the future": f"{LEDGER}: UPDATE receipts SET height = 9",
     "executed too far": f"{LEDGER}: INSERT INTO executed VALUES (99, zeroblob(32))",
-    "another root": f"{LEDGER}: UPDATE executed SET root = zeroblob(32)",
+    "another root": f"{LEDGER}: UPDATE executed SET root = zeroblob(32) WHERE height > 0",
+    "another ledger's start": f"{LEDGER}: UPDATE executed SET root = zeroblob(32) WHERE height = 0",
+    "no start": f"{LEDGER}: DELETE FROM executed WHERE height = 0",
     "a trigger": f"{LEDGER}: CREATE TRIGGER t AFTER INSERT ON receipts BEGIN DELETE FROM receipts; END",
     "another chain": f"{JOURNAL}: UPDATE meta SET value = zeroblob(32) WHERE name = 'genesis'",
 }

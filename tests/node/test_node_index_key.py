@@ -37,7 +37,7 @@ class Liar(Holder):
         if isinstance(word, Judge):
             return word
         run = run_of(self._genesis.hash, current.number, current.holders, current.threshold)
-        place = [m.key for m in current.holders].index(self._key.public)
+        place = [m.key for m in current.holders].index(self._keys[0].public)
         return Deal(
             current.number, dishonest(run, place, [random_scalar() for _ in range(run.threshold)], {0: 5})
         )
@@ -54,7 +54,7 @@ class Board:
         self.entry = b""
 
     def member(self, i: int, kind: type[Holder] = Holder, key: SigningKey | None = None) -> Holder:
-        return kind(self.genesis, key or self.keys[i], share_key(i))
+        return kind(self.genesis, [key or self.keys[i]], share_key(i))
 
     def execute(self, raw: bytes) -> Receipt:
         self.height += 1
@@ -78,7 +78,7 @@ class Board:
         for i in numbers:
             round_, part = self.members[i].decryption_share(self.state, LABEL, self.entry)
             assert round_ == key.round
-            parts[key.place(self.members[i]._key.public)] = part
+            parts[key.place(self.members[i]._keys[0].public)] = part
         try:
             return tdh2.combine(key.shared, LABEL, self.entry, parts) == (b"message", frozenset())
         except Unauthentic:
@@ -310,7 +310,7 @@ async def test_a_member_that_stops_in_mid_round_keeps_its_place(world, monkeypat
 
     def no_judgement(self, state, current, share):
         word = silent(self, state, current, share)
-        if isinstance(word, Judge) and self._key.public == world.keys[2].public:
+        if isinstance(word, Judge) and self._keys[0].public == world.keys[2].public:
             raise Unavailable("not yet")
         return word
 
@@ -332,7 +332,7 @@ async def test_a_lying_member_is_left_out_of_the_key_by_all_nodes(world):
     for i in range(4):
         world.nodes[i] = world.make(i)
     liar = world.nodes[3].holder
-    world.nodes[3].holder = Liar(world.genesis, liar._key, liar._share_key)
+    world.nodes[3].holder = Liar(world.genesis, liar._keys, liar._share_key)
     for node in world.nodes.values():
         await node.start()
     await until_shared(world)

@@ -3,10 +3,11 @@
 import shutil
 import sqlite3
 
+import msgspec
 import pytest
 
 from crypto.codec import encode
-from crypto.errors import Malformed
+from crypto.errors import Conflict, Malformed
 from crypto.sign import SigningKey
 from node.ledger import Ledger
 from protocol import contract
@@ -179,6 +180,16 @@ def test_a_power_cut_in_the_middle_of_a_block_leaves_the_last_whole_one(tmp_path
     after.execute(CHAIN)
     assert contents(after) == expected
     after.close()
+
+
+def test_the_ledger_of_another_chain_is_refused(tmp_path, ledger):
+    ledger.execute(CHAIN)
+    other = msgspec.structs.replace(GENESIS, chain_id="diptych/1/storage/other")
+    with pytest.raises(Conflict, match="of another chain: move it away"):
+        Ledger(tmp_path, other)
+    same = Ledger(tmp_path, GENESIS)
+    assert same.head() == ledger.head()
+    same.close()
 
 
 def test_the_access_log_has_every_request_for_the_record_in_order_and_in_pages(ledger):

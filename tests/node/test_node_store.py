@@ -12,7 +12,7 @@ import pytest
 from crypto.codec import encode
 from crypto.errors import Conflict, Unauthentic
 from node import store as store_module
-from node.store import Store
+from node.store import FolderLock, Store
 from protocol.block import Block, Certificate, Chain, Committee, decode_message, decode_vote
 from protocol.core import (
     Core,
@@ -294,6 +294,95 @@ def test_a_halt_and_its_evidence_survive_a_restart(tmp_path, cluster):
     store.close()
 
 
+# --- the key and its journal ---------------------------------------------------------------------------------------------
+
+
+def bound(tmp_path: Path, cluster: Cluster, name: str = "data", *, rejoin: bool = False) -> Store:
+    """A store as a node opens it."""
+    made = Store(tmp_path / name, cluster.committee)
+    made.bind(tmp_path / "key.journal", rejoin=rejoin)
+    return made
+
+
+def test_an_old_copy_of_the_data_folder_is_refused_and_the_newest_one_is_not(tmp_path, cluster):
+    store = bound(tmp_path, cluster)
+    for view in (1, 5):
+        store.apply([vote_of(cluster, "nullify", view)])
+        shutil.copytree(
+            tmp_path / "data", tmp_path / f"copy-{view}"
+        )  # while it runs, as an operator's script may
+    store.close()
+    with pytest.raises(Conflict, match=r"old copy: this key has cast 2 votes, and 1 of them .* --rejoin"):
+        bound(tmp_path, cluster, "copy-1")
+    again = bound(tmp_path, cluster, "copy-5")
+    assert [v.view for v in again.load().votes] == [1, 5]
+    again.close()
+
+
+def test_votes_of_terms_that_are_over_count_too(tmp_path, cluster):
+    store = bound(tmp_path, cluster)
+    blocks = chain_of(cluster, 1, 2, 3, 4)
+    store.apply([vote_of(cluster, "notarize", v, b.header.id) for v, b in enumerate(blocks, 1)])
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    above = cluster.block(5, parent=blocks[-1].header)
+    store.apply([vote_of(cluster, "notarize", 5, above.header.id), *finalized(cluster, [*blocks, above])])
+    assert len(store.load().votes) == 1
+    store.close()
+    with pytest.raises(Conflict, match="old copy"):
+        bound(tmp_path, cluster, "copy")
+    bound(tmp_path, cluster).close()
+
+
+def test_a_journal_ahead_of_its_count_is_taken_as_after_a_power_cut(tmp_path, cluster):
+    store = bound(tmp_path, cluster)
+    before = (tmp_path / "key.journal").read_bytes()
+    store.apply([vote_of(cluster, "nullify", 1)])
+    store.close()
+    (tmp_path / "key.journal").write_bytes(before)  # the count was still in memory
+    store = bound(tmp_path, cluster)
+    store.apply([vote_of(cluster, "nullify", 5)])
+    store.close()
+    bound(tmp_path, cluster).close()
+
+
+def test_after_a_rejoin_no_copy_from_before_counts_however_many_votes_it_has(tmp_path, cluster):
+    store = bound(tmp_path, cluster)
+    shutil.copytree(tmp_path / "data", tmp_path / "old")
+    store.apply([vote_of(cluster, "nullify", view) for view in (1, 5, 9)])
+    store.close()
+    bound(tmp_path, cluster, "old", rejoin=True).close()
+    with pytest.raises(Conflict, match="names another one"):
+        bound(tmp_path, cluster)
+    bound(tmp_path, cluster, "old").close()
+
+
+def test_two_processes_cannot_vote_with_one_key_out_of_two_folders(tmp_path, cluster):
+    store = bound(tmp_path, cluster)
+    for rejoin in (False, True):
+        with pytest.raises(Conflict, match="in use by another process"):
+            bound(tmp_path, cluster, "elsewhere", rejoin=rejoin)
+    store.close()
+    bound(tmp_path, cluster).close()
+
+
+@pytest.mark.parametrize("text", [b"junk", b"0" * 32, b"0" * 32 + b" 1\n", b"\xff" * 54, b"0" * 500])
+def test_a_damaged_file_beside_the_key_is_refused_until_the_node_rejoins(tmp_path, cluster, text):
+    bound(tmp_path, cluster).close()
+    (tmp_path / "key.journal").write_bytes(text)
+    with pytest.raises(Conflict, match=r"damaged.* --rejoin"):
+        bound(tmp_path, cluster)
+    bound(tmp_path, cluster, rejoin=True).close()
+    bound(tmp_path, cluster).close()
+
+
+def test_a_lock_is_released_once_however_often_it_is_asked_to(tmp_path):
+    lock = FolderLock(tmp_path / "data")
+    lock.release()
+    with (tmp_path / "other").open("w") as other:  # takes the number of the descriptor that was freed
+        lock.release()
+        other.write("still open")
+
+
 # --- what is kept ------------------------------------------------------------------------------------------------------
 
 
@@ -489,8 +578,10 @@ def test_pages_bring_an_empty_core_up_across_runs_of_blocks_without_a_finalizati
         assert len(core.mempool.final) == 8
     monkeypatch.setattr(store_module, "PAGE_BLOCKS", 3)
     page = store.page(2)
-    assert [b.header.height for b in page.blocks] == [2], "none of heights 2 to 4 has a finalization"
-    assert [h.height for h in page.links] == [3, 4, 5, 6]
+    assert [b.header.height for b in page.blocks] == [2, 3, 4], "none of heights 2 to 4 has a finalization"
+    assert [h.height for h in page.links] == [5, 6]
+    monkeypatch.setattr(store_module, "MAX_LINKS", 1)
+    assert store.page(2) is None, "an honest node sends no page that its peers would refuse as too long"
 
 
 def test_a_node_that_stopped_inside_such_a_run_goes_on_and_serves_it_again(tmp_path, store, cluster):

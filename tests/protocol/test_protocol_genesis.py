@@ -159,6 +159,49 @@ def test_a_wrong_network_file_is_refused_with_the_place_that_is_wrong(old, new, 
         network.from_toml(NETWORK.replace(old, new))
 
 
+def authorities(count: int) -> dict[str, Service]:
+    return {
+        f"authority-{i}": Service(f"https://a{i}:80", SigningKey(bytes([i]) * 32).public.hex())
+        for i in range(1, count + 1)
+    }
+
+
+def split_among(count: int, threshold: int) -> str:
+    listed = authorities(count)
+    first = next(iter(listed.values()), network_of(GENESIS).authority)
+    changes = {"authority": first, "authorities": listed, "authority_threshold": threshold}
+    return network.to_toml(msgspec.structs.replace(network_of(GENESIS), **changes))
+
+
+def test_one_authority_issues_keys_alone_and_several_in_an_order_that_the_file_cannot_change():
+    alone = network.from_toml(NETWORK)
+    assert [name for name, _ in alone.issuers] == ["authority"]
+    assert "authorities" not in NETWORK
+    text = split_among(3, 2)
+    found = network.from_toml(text)
+    turned = msgspec.structs.replace(found, authorities=dict(reversed(found.authorities.items())))
+    assert found.issuers == turned.issuers == network.from_toml(network.to_toml(turned)).issuers
+    assert {name for name, _ in found.issuers} == set(authorities(3))
+
+
+@pytest.mark.parametrize(("count", "threshold"), [(0, 0), (0, 2), (1, 1), (3, 1), (3, 4), (33, 20)])
+def test_authorities_that_protect_nothing_or_cannot_issue_are_refused(count, threshold):
+    with pytest.raises(ValueError, match="authorities"):
+        split_among(count, threshold)
+    text = split_among(3, 2).replace("authority_threshold = 2", f"authority_threshold = {threshold}")
+    if count == 3:
+        with pytest.raises(Malformed, match="authority_threshold"):
+            network.from_toml(text)
+
+
+def test_authorities_with_one_key_or_without_the_certifying_one_are_refused():
+    text, (first, second, _) = split_among(3, 2), authorities(3).values()
+    with pytest.raises(Malformed, match="a key of its own"):
+        network.from_toml(text.replace(second.key, first.key))
+    with pytest.raises(Malformed, match="one of those that issue keys"):
+        network.from_toml(text.replace(first.key, "00" * 32, 1))
+
+
 def test_a_network_file_with_one_chain_is_refused():
     only = msgspec.structs.replace(
         network_of(GENESIS), chains={"storage": network_of(GENESIS).chains["storage"]}

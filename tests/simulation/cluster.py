@@ -502,6 +502,10 @@ class Cluster:
                 self.say(
                     f"{who} sees the epoch end at height {handover.header.height}; next members: {members}"
                 )
+            case SaveAbstention(None):
+                self.say(f"{who} signs nothing until enough others have reported")
+            case SaveAbstention(0):
+                self.say(f"{who} has never been in the next epoch and may sign in it")
             case SaveAbstention(until):
                 self.say(f"{who} signs nothing up to view {until}")
             case Record(evidence):

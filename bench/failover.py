@@ -1,0 +1,150 @@
+"""How long clients wait when the leader dies: four nodes of one chain as processes, a closed-loop load, `kill -9` of whoever leads.
+
+A sample is the time from the kill to the first receipt of a transaction that was sent after it, to any of the three others: such a
+transaction cannot stand in a block of the dead leader. The promise is the base timeout T0 and half a second. Half of T0 after the kill
+every survivor must still wait for the dead one; a sample in which the leadership had just moved on says nothing and is drawn again. The dead
+node is started again and must have caught up before the next one dies.
+
+    python -m bench.failover                                       # 20 kills for each transport, T0 = 1 s, 200 in flight
+    python -m bench.failover --in-flight 2000 --timeout-ms 500 --kills 50
+
+Exits with 1 if a sample breaks the promise.
+"""
+
+import asyncio
+import os
+import platform
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx2
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench.consensus import Diptych
+from crypto.codec import encode
+
+ALLOWANCE_S = 0.5
+BATCH, SIZE = 10, 250
+console = Console(soft_wrap=True)
+
+
+class Failover:
+    """Kills leaders of one running network; `base` is T0 in seconds."""
+
+    def __init__(self, chain: Diptych, base: float) -> None:
+        self._chain, self._base = chain, base
+        self.loaded = 0
+        """Receipts that the load has got."""
+        # A connection kept from before a kill would fail the next request to the node that was started again.
+        self._http = httpx2.AsyncClient(
+            timeout=60, trust_env=False, limits=httpx2.Limits(max_keepalive_connections=0)
+        )
+
+    async def samples(self, kills: int, in_flight: int) -> list[float]:
+        """Seconds from each kill to the first receipt."""
+        found: list[float] = []
+        async with self._http, self._load(in_flight):
+            await asyncio.sleep(2)
+            while len(found) < kills:
+                sample = await self._kill_leader()
+                if sample is not None:
+                    found.append(sample)
+                    console.print(f"  {sample:.2f} s", end="")
+            console.print(f"\n  the load got {self.loaded:,} receipts meanwhile")
+        return found
+
+    async def _kill_leader(self) -> float | None:
+        chain = self._chain
+        statuses = await asyncio.gather(*(self._status(name) for name in chain.urls))
+        leader = max((s["view"], s["leader"]) for s in statuses)[1]
+        survivors = [name for name in chain.urls if name != leader]
+        chain.supervisor.kill(leader)
+        began = time.perf_counter()
+        probes = [asyncio.create_task(self._probe(chain.urls[name])) for name in survivors]
+        await asyncio.sleep(self._base / 2)
+        waited = {s["leader"] for s in await asyncio.gather(*map(self._status, survivors))} == {leader}
+        sample = min(await asyncio.gather(*probes)) - began
+        chain.supervisor.start(leader)
+        await asyncio.to_thread(chain.supervisor.wait_ready)
+        goal = (await self._status(survivors[0]))["height"]
+        while (await self._status(leader))["height"] < goal:  # noqa: ASYNC110 - a node's state has no event
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - a moment that nothing depends on
+        return sample if waited else None
+
+    async def _probe(self, url: str) -> float:
+        """When the receipt of a new transaction came."""
+        response = await self._http.post(f"{url}/v1/tx?wait=30", content=self._chain.tx(SIZE))
+        assert response.status_code == 200, response.text
+        return time.perf_counter()
+
+    async def _status(self, name: str) -> Any:
+        return (await self._http.get(f"{self._chain.urls[name]}/v1/status")).json()
+
+    @asynccontextmanager
+    async def _load(self, in_flight: int) -> AsyncIterator[None]:
+        """Batches that wait for their receipts; a client whose node is dead turns to the next."""
+        urls = list(self._chain.urls.values())
+
+        async def client(turn: int) -> None:
+            while True:
+                turn += 1
+                body = encode(tuple(self._chain.tx(SIZE) for _ in range(BATCH)))
+                try:
+                    answer = await self._http.post(f"{urls[turn % len(urls)]}/v1/txs?wait=20", content=body)
+                    self.loaded += sum(isinstance(r, bytes) for r in msgspec.msgpack.decode(answer.content))
+                except (httpx2.HTTPError, msgspec.DecodeError):
+                    await asyncio.sleep(0.05)
+
+        clients = [asyncio.create_task(client(n)) for n in range(in_flight // BATCH)]
+        try:
+            yield
+        finally:
+            for task in clients:
+                task.cancel()
+            await asyncio.gather(*clients, return_exceptions=True)
+
+
+def main(
+    kills: Annotated[int, typer.Option(help="Leaders to kill for each transport.")] = 20,
+    timeout_ms: Annotated[int, typer.Option(help="The base timeout T0 of the chain.")] = 1000,
+    in_flight: Annotated[int, typer.Option(help="Transactions in flight.")] = 200,
+    transport: Annotated[list[str] | None, typer.Option(help="libp2p or tls; repeatable.")] = None,
+) -> None:
+    """Kill the leader of a loaded chain again and again; time the way back."""
+    base = timeout_ms / 1000
+    table = Table(
+        "transport", "kills", "least, s", "median, s", "95 %, s", "most, s", f"over {base + ALLOWANCE_S:g} s"
+    )
+    late = 0
+    for name in transport or ["libp2p", "tls"]:
+        console.print(f"{name}: seconds from each kill to the next receipt")
+        with tempfile.TemporaryDirectory(prefix="diptych-failover-") as temporary:
+            chain = Diptych(Path(temporary) / name, name, base_timeout_ms=timeout_ms)
+            try:
+                found = sorted(asyncio.run(Failover(chain, base).samples(kills, in_flight)))
+            finally:
+                chain.close()
+        over = sum(sample > base + ALLOWANCE_S for sample in found)
+        late += over
+        shown = (found[0], statistics.median(found), found[int(0.95 * (len(found) - 1))], found[-1])
+        table.add_row(name, str(len(found)), *(f"{s:.2f}" for s in shown), str(over))
+    console.print(table)
+    console.print(
+        f"T0 = {base:g} s, {in_flight} transactions of {SIZE} B in flight; {platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}"
+    )
+    raise typer.Exit(1 if late else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,24 @@
+"""What Linux tells of a process that is being measured, from /proc."""
+
+import os
+from pathlib import Path
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def status(pid: int, field: str) -> int:
+    """A number of /proc/PID/status: `Threads`; in bytes `VmRSS` (memory now) and `VmHWM` (most so far)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            number, *unit = value.split()
+            return int(number) << 10 if unit == ["kB"] else int(number)
+    raise KeyError(field)
+
+
+def open_files(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))

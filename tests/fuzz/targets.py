@@ -1,0 +1,464 @@
+"""Fuzz targets over everything that decodes: what it is given, from where valid inputs come, and what must hold whatever comes in.
+
+A target takes bytes and returns; an exception other than a failed assertion is a finding as much as one. Refusals are `DiptychError`s and end
+inside the target. `tests.fuzz.systems` has the targets over running parts.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import zstandard
+
+from client import audit, doctor, enrolment, home, patient, reader
+from client.chaos.scenario import load_scenario
+from client.fhir import join, load_profile, minify, read_bundle, split
+from client.fhir.profile import Profile
+from configs.settings import CloudSettings, NetworkSettings, NodeSettings
+from crypto import ces, fabeo, keyfile, parts, policy
+from crypto.codec import Decoder, encode
+from crypto.errors import DiptychError
+from crypto.group import G1, G2, GT
+from crypto.seal import SealKey, seal
+from crypto.sign import SigningKey
+from node import api, chaos, daemon
+from protocol import block, contract, evidence, genesis, identity, network, record, tx
+from protocol.mempool import Mempool
+from tests.fuzz.recorded import COMMITTEE, GENESIS, KEYS, LIAR, chain_messages
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRATCH = Path(
+    tempfile.mkdtemp(prefix="diptych-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
+)
+DOCTOR, PATIENT, USER = (SigningKey(name.ljust(32, b".")) for name in (b"d", b"p", b"u"))
+AUTHORITY = SigningKey(bytes([77]) * 32)
+assert AUTHORITY.public == GENESIS.authority
+SEAL = SealKey(b"s" * 32)
+NOW, RECORD = 1_800_000_000_000, b"r" * 16
+
+
+@dataclass(frozen=True)
+class Target:
+    """`run` fails on a finding; `is_tree`: the input is msgpack, to be mutated as such."""
+
+    name: str
+    run: Callable[[bytes], None]
+    seeds: Callable[[], Sequence[bytes]]
+    is_tree: bool
+    max_bytes: int
+
+
+TARGETS: dict[str, Target] = {}
+
+
+def target(
+    seeds: Callable[[], Sequence[bytes]], *, is_tree: bool = True, max_bytes: int = 1 << 16
+) -> Callable[[Callable[[bytes], None]], Callable[[bytes], None]]:
+    """Registers a target under the name of its function, which says what is fed."""
+
+    def register(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        name = run.__name__.replace("_", "-")
+        TARGETS[name] = Target(name, run, seeds, is_tree, max_bytes)
+        return run
+
+    return register
+
+
+refused = contextlib.suppress(DiptychError)
+"""Refusals are as they should be."""
+
+
+# --- wire objects and stored objects: decoded means canonical -----------------------------------------------------------------
+
+MODULES = (
+    api,
+    audit,
+    block,
+    ces,
+    chaos,
+    contract,
+    daemon,
+    doctor,
+    enrolment,
+    evidence,
+    fabeo,
+    home,
+    identity,
+    keyfile,
+)
+MODULES += (patient, reader, record, tx)
+DECODERS = list({id(d): d for m in MODULES for d in vars(m).values() if isinstance(d, Decoder)}.values())
+
+
+def credential(
+    key: SigningKey, role: identity.Role, authority: SigningKey = AUTHORITY
+) -> identity.SignedCredential:
+    ces_key = identity.CesKey(ces.ED25519, key.public) if role == "doctor" else None
+    plain = identity.Credential(
+        key.public, role, (f"role:{role}",), SEAL.public, ces_key, NOW - 1, NOW + 10**9
+    )
+    return identity.SignedCredential.issue(plain, authority)
+
+
+def actions() -> list[tuple[SigningKey, tx.Action]]:
+    rule = tx.Rule("role:user and org:x", ("research",), NOW + 10**6, (DOCTOR.public,))
+    return [
+        (AUTHORITY, tx.Certify(credential(DOCTOR, "doctor"))),
+        (AUTHORITY, tx.Certify(credential(PATIENT, "patient"))),
+        (AUTHORITY, tx.Certify(credential(USER, "user"))),
+        (DOCTOR, tx.Attest(RECORD, PATIENT.public, bytes(32))),
+        (PATIENT, tx.Publish(RECORD, 1, bytes(32), seal(SEAL.public, b"index"), rule)),
+        (USER, tx.Request(RECORD, "research")),
+        (AUTHORITY, tx.Revoke(USER.public)),
+    ]
+
+
+def transactions() -> list[bytes]:
+    return [
+        encode(tx.Tx.make(GENESIS.chain_id, sender, bytes([n]) * 16, NOW + 300_000, action))
+        for n, (sender, action) in enumerate(actions())
+    ]
+
+
+def record_header() -> ces.Header:
+    names = ("m0", "m1", "m2")
+    rules = (ces.Rule("least", (0, 1), 1),)
+    return ces.Header(ces.ED25519, RECORD, PATIENT.public, DOCTOR.public, NOW, names, "safe", rules)
+
+
+def objects() -> list[bytes]:
+    """One of each kind of object at least."""
+    ref, part = record.BlobRef(bytes(32), 5), record.SealedPart(1, 1, record.BlobRef(bytes(32), 9), b"w" * 60)
+    view = record.View(GENESIS.chain_id, RECORD, 1, PATIENT.public, b"s" * 32, (ref,))
+    index = record.Index.make(view, PATIENT)
+    ticket = identity.Ticket(GENESIS.chain_id, bytes(32), RECORD, 1, bytes(32), USER.public, "research", NOW)
+    signature = identity.TicketSignature(1, bytes(64))
+    upload = record.Upload.make(
+        record.UploadBody(credential(PATIENT, "patient"), (view,), (ref,), NOW), PATIENT
+    )
+    body = record.DownloadBody(
+        index, identity.SignedTicket(ticket, (signature,)), USER.public, (bytes(32),), NOW, b"n" * 16
+    )
+    invite = enrolment.Invite.make(
+        enrolment.InviteBody("doctor", ("role:doctor",), b"n" * 16, NOW), AUTHORITY
+    )
+    ask = enrolment.EnrolmentBody(
+        invite, DOCTOR.public, SEAL.public, identity.CesKey(ces.ED25519, DOCTOR.public)
+    )
+    messages = (b"{}", b"one", b"two")
+    signed = ces.sign(record_header(), messages, ces.CesSigner(DOCTOR))
+    raws = transactions()
+    receipt = contract.Receipt(
+        tx.decode_tx(raws[0]).id, 1, 0, NOW, "x", USER.public, RECORD, "research", True, "allowed", "why"
+    )
+    master = fabeo.MasterKey(7)
+    votes = [COMMITTEE.sign(KEYS[1], 1, "notarize", 5, b * 32) for b in (b"x", b"y")]
+    pair = evidence.Evidence("E1", *votes)
+    wire = [
+        record.Envelope(RECORD, 1, "shared", "role:user", b"h" * 96, (part,), b"x"),
+        view,
+        index,
+        upload,
+        record.UploadReceipt.make(upload, NOW, AUTHORITY),
+        record.Download.make(body, USER),
+        record.DownloadHead(view, (b"envelope",), (ref,)),
+        receipt,
+        contract.Person(credential(USER, "user"), False),
+        contract.RecordEntry(PATIENT.public, DOCTOR.public, bytes(32), 1, bytes(32), b"", None, NOW),
+        ticket,
+        identity.Release(ticket, signature, b"sealed"),
+        credential(DOCTOR, "doctor"),
+        invite,
+        enrolment.Enrolment.make(ask, DOCTOR),
+        enrolment.Enrolled.make(credential(USER, "user"), master.public.to_bytes(), b"sealed", AUTHORITY),
+        signed,
+        signed.header,
+        signed.extract(messages, [0, 2]),
+        doctor.Record(signed, messages),
+        pair,
+        audit.EvidenceFile("diptych/evidence/1", GENESIS.hash, (pair,)),
+        tuple(raws[:3]),
+        None,
+        7,
+    ]
+    secrets = [master.to_bytes(), master.public.to_bytes(), master.issue(["role:user", "org:x"]).to_bytes()]
+    secrets += [ces.CesSigner(DOCTOR).to_bytes(), keyfile.seal(b"secret", None)]
+    secrets.append(fabeo.encapsulate(master.public, "role:user", b"here")[0])
+    return [*map(encode, wire), *secrets, *raws, *map(encode, chain_messages())]
+
+
+@target(objects)
+def wire_objects(data: bytes) -> None:
+    """Whatever a decoder takes encodes to the same bytes again, and is of at most as many kinds as it should."""
+    for decode in DECODERS:
+        with refused:
+            assert encode(decode(data)) == data
+
+
+@target(transactions)
+def transactions_executed(data: bytes) -> None:
+    """A transaction of certified people, signed anew after its mutation, in a mempool and in the contract."""
+    keys = {k.public: k for k in (AUTHORITY, DOCTOR, PATIENT, USER)}
+    with refused:
+        body = tx.decode_tx(data).body
+        if body.sender in keys:
+            data = encode(tx.Tx(body, keys[body.sender].sign("tx", encode(body))))
+        pool = Mempool(GENESIS.chain_id)
+        entry = pool.add(data, NOW)
+        assert pool.fill((), 10, 1 << 20, NOW) == [entry]
+        state = _Memory()
+        for height, raw in enumerate([*transactions()[:-1], data], 1):
+            receipt = contract.apply(state, GENESIS, tx.decode_tx(raw), height, 0, NOW)
+            assert contract.decode_receipt(encode(receipt)) == receipt
+        for key, value in state.items():
+            if key.startswith((b"person/", b"record/")):
+                kind = contract.decode_person if key.startswith(b"person/") else contract.decode_record
+                assert encode(kind(value)) == value
+
+
+class _Memory(dict[bytes, bytes]):
+    def put(self, key: bytes, value: bytes) -> None:
+        self[key] = value
+
+
+# --- text -----------------------------------------------------------------------------------------------------------------------
+
+
+def policies() -> list[bytes]:
+    return [
+        b"role:doctor and (org:st-mary or patient:3f2a)",
+        b"2 of (a:x, b:y, c:z) or status:active@2026w47",
+        b"(((a:b)))",
+        b"1 of (a:b, 2 of (c:d, e:f))",
+        b"9" * 5000 + b" of (a:b)",
+    ]
+
+
+@target(policies, is_tree=False, max_bytes=4096)
+def policies_parsed(data: bytes) -> None:
+    """The canonical text of a policy parses to the same policy, and whoever has all attributes meets it."""
+    with refused:
+        found = policy.parse(data.decode(errors="replace"))
+        assert policy.parse(str(found)) == found
+        assert str(policy.parse(str(found))) == str(found)
+        assert found.satisfied(found.leaves)
+        assert not found.satisfied(())
+        shares = policy.share(found, 5, iter(range(1, 10**6)).__next__, 2**61 - 1)
+        weights = policy.coefficients(found, frozenset(found.leaves), 2**61 - 1)
+        assert weights is not None
+        assert sum(shares[leaf] * weight for leaf, weight in weights.items()) % (2**61 - 1) == 5
+
+
+def toml_files() -> list[bytes]:
+    folder = ROOT / "client" / "profiles"
+    url, key = "http://127.0.0.1:1", "00" * 32
+    address = network.NodeAddress("127.0.0.1:7", url)
+    chains = {
+        kind: network.ChainAddresses("genesis.toml", GENESIS.hash.hex(), {"n0": address})
+        for kind in ("storage", "sharing")
+    }
+    service = network.Service(url, key)
+    texts = [genesis.to_toml(GENESIS), network.to_toml(network.Network(chains, service, service))]
+    texts.append(
+        'chain = "storage"\nname = "n"\nnetwork = "n.toml"\nkeys = "k"\ndata = "d"\nhttp_port = 1\np2p_port = 1\n'
+    )
+    texts.append("a = " + "9" * 5000)
+    texts.append("a = [" * 2000)
+    files = [*sorted(folder.glob("*.toml")), *sorted((ROOT / "configs").rglob("*.toml"))]
+    return [text.encode() for text in texts] + [file.read_bytes() for file in files]
+
+
+@target(toml_files, is_tree=False)
+def configs_loaded(data: bytes) -> None:
+    """Genesis, network, settings, scenarios and profiles, each from the same text."""
+    text = data.decode(errors="replace")
+    with refused:
+        found = genesis.from_toml(text)
+        assert genesis.from_toml(genesis.to_toml(found)) == found
+        assert found.hash == genesis.from_toml(genesis.to_toml(found)).hash
+    with refused:
+        where = network.from_toml(text)
+        assert network.from_toml(network.to_toml(where)) == where
+    file = SCRATCH / "config.toml"
+    file.write_bytes(data)
+    for load in (NodeSettings.load, CloudSettings.load, NetworkSettings.load, load_scenario, load_profile):
+        with refused:
+            load(file)
+
+
+# --- FHIR -----------------------------------------------------------------------------------------------------------------------
+
+PROFILES: dict[str, Profile] = {name: load_profile(name) for name in ("paper", "safe")}
+SMALL = b"""{ "resourceType": "Bundle", "type":"collection", "entry": [
+ {"fullUrl": "urn:1", "resource": {"resourceType": "Patient", "birthDate": "1964-02-29", "_birthDate": {"id": "x"},
+   "name": [{"family": "\\u00c9\\ud83d\\ude00"}], "multipleBirthInteger": 1.50e+2}},
+ {"resource": {"resourceType": "Observation", "code": {"coding": [{"code": "8867-4"}]}, "valueQuantity": {"value": 70.00}}},
+ {"resource": {"resourceType": "Claim", "status": null}}]}"""
+
+
+@target(lambda: [SMALL, minify(SMALL)], is_tree=False)
+def bundles_imported(data: bytes) -> None:
+    """What is imported comes back token for token, under every profile."""
+    with refused:
+        text = minify(data)
+        assert minify(text) == text
+        bundle = read_bundle(data)
+        for profile in PROFILES.values():
+            pieces = split(bundle, profile)
+            assert join({piece.label: piece.content for piece in pieces}) == text
+
+
+def split_records() -> list[bytes]:
+    return [
+        encode([[p.label, p.content] for p in split(read_bundle(SMALL), profile)])
+        for profile in PROFILES.values()
+    ]
+
+
+@target(split_records)
+def records_exported(data: bytes) -> None:
+    """Parts that a liar may have signed: joined to a bundle that import takes, or refused."""
+    with refused:
+        pieces = Decoder(tuple[tuple[str, bytes], ...], "parts", 1 << 20)(data)
+        whole = join(dict(pieces))
+        assert minify(whole) == whole
+        read_bundle(whole)
+
+
+# --- cryptographic objects --------------------------------------------------------------------------------------------------------
+
+MASTER = fabeo.MasterKey(11)
+ATTRIBUTES = MASTER.issue(["role:user", "org:x", "a:b"])
+POLICY, PLACE = "role:user and (org:x or a:b) or 2 of (role:user, org:y, a:b)", b"place"
+HEADER, CLASS_KEY = fabeo.encapsulate(MASTER.public, POLICY, PLACE)
+
+
+def abe_objects() -> list[bytes]:
+    return [HEADER, MASTER.public.to_bytes(), MASTER.to_bytes(), ATTRIBUTES.to_bytes()]
+
+
+@target(abe_objects)
+def abe_objects_opened(data: bytes) -> None:
+    """Keys decode to themselves; a header opens to its key exactly if it is the one that was made."""
+    for kind in (fabeo.PublicKey, fabeo.MasterKey, fabeo.AttributeKey):
+        with refused:
+            assert kind.from_bytes(data).to_bytes() == data
+    with refused:
+        key = fabeo.decapsulate(MASTER.public, ATTRIBUTES, POLICY, data, PLACE)
+        assert (data, key) == (HEADER, CLASS_KEY)
+    with refused:
+        assert (
+            fabeo.decapsulate(MASTER.public, fabeo.AttributeKey.from_bytes(data), POLICY, HEADER, PLACE)
+            == CLASS_KEY
+        )
+
+
+@target(
+    lambda: [p.to_bytes() for p in (G1.from_bytes(MASTER._base.to_bytes()), MASTER.public.element)],
+    is_tree=False,
+    max_bytes=576,
+)
+def group_elements(data: bytes) -> None:
+    for kind in (G1, G2, GT):
+        with refused:
+            assert kind.from_bytes(data).to_bytes() == data
+
+
+def signatures() -> list[bytes]:
+    messages = (b"{}", b"one", b"two")
+    signed = ces.sign(record_header(), messages, ces.CesSigner(DOCTOR))
+    return [encode([signed, messages, [0, 2]]), encode([signed, messages, [0, 1, 2]])]
+
+
+class _Signed(msgspec.Struct, array_like=True):
+    signature: ces.FullSignature
+    messages: tuple[bytes, ...]
+    keep: tuple[int, ...]
+
+
+@target(signatures)
+def signatures_extracted(data: bytes) -> None:
+    """A record signature: verified, extracted and reduced; true means unchanged, and an extract of the true verifies."""
+    with refused:
+        given = Decoder(_Signed, "a signature with its parts", 1 << 20)(data)
+        true = Decoder(_Signed, "a signature with its parts", 1 << 20)(signatures()[0])
+        is_true = False
+        with refused:
+            ces.verify_full(given.signature, given.messages, ces.ED25519, DOCTOR.public)
+            is_true = True
+        if is_true:
+            assert given.messages == true.messages
+            assert given.signature.header == true.signature.header
+        extract = given.signature.extract(given.messages, given.keep)
+        opened = {i: (given.signature.tags[i], given.messages[i]) for i in extract.kept}
+        with refused:
+            ces.verify(extract, opened, (ces.ED25519, DOCTOR.public))
+            assert is_true
+        smaller = extract.reduce(opened, given.keep[:1])
+        assert ces.decode_extract(encode(smaller)) == smaller
+
+
+@target(lambda: [zstandard.ZstdCompressor().compress(b"message" * 50), b""], is_tree=False)
+def sealed_parts_opened(data: bytes) -> None:
+    """A part whose frame a key holder made up: a message within the limit, or a refusal."""
+    key, place = b"k" * 32, encode(("zstd+aes-256-gcm", RECORD, 1, 1))
+    with refused:
+        parts.open_part(key, RECORD, 1, 1, data)
+    sealed = b"\x01" + parts._seal(key, b"t" * 32 + data, place, bytes)
+    with refused:
+        tag, message = parts.open_part(key, RECORD, 1, 1, sealed, limit=1 << 20)
+        assert (tag, len(message) <= 1 << 20) == (b"t" * 32, True)
+        assert (
+            message == zstandard.ZstdDecompressor().decompress(data, max_output_size=1 << 20)
+            if data
+            else True
+        )
+
+
+def key_files() -> list[bytes]:
+    return [
+        keyfile.seal(b"secret", None),
+        encode(keyfile._KeyFile("diptych-key/argon2id+aes-256-gcm", _cheap(), b"x" * 40)),
+    ]
+
+
+def _cheap() -> keyfile._Argon2:
+    return keyfile._Argon2(memory_kib=8 << 10, passes=1, lanes=1, salt=bytes(16))
+
+
+@target(key_files)
+def key_files_opened(data: bytes) -> None:
+    with refused:
+        keyfile.open_sealed(data, None)
+    with refused:
+        kdf = keyfile._decode(data).kdf
+        if kdf is None or kdf.memory_kib * kdf.passes <= 32 << 10:  # the dearest that it takes costs seconds
+            keyfile.open_sealed(data, b"wrong")
+
+
+@target(
+    lambda: [
+        enrolment.Invite.make(enrolment.InviteBody("user", (), b"n" * 16, NOW), AUTHORITY).to_text().encode()
+    ],
+    is_tree=False,
+)
+def invitations_read(data: bytes) -> None:
+    with refused:
+        found = enrolment.Invite.from_text(data.decode(errors="replace"))
+        assert enrolment.Invite.from_text(found.to_text()) == found
+
+
+def evidence_files() -> list[bytes]:
+    lies = [COMMITTEE.sign(KEYS[LIAR], LIAR, "finalize", 5, b * 32) for b in (b"x", b"y")]
+    pair = evidence.Evidence("E2", *lies)
+    return [encode(audit.EvidenceFile("diptych/evidence/1", GENESIS.hash, (pair,)))]
+
+
+@target(evidence_files)
+def evidence_verified(data: bytes) -> None:
+    """Nobody is convicted by votes of which only the liar's are signed."""
+    with refused:
+        assert {pair.first.signer for pair in audit.verify(data, GENESIS)} == {LIAR}
