@@ -16,6 +16,7 @@ from protocol.contract import Person
 from protocol.genesis import Genesis, Member
 from protocol.identity import Credential, SignedCredential
 from protocol.network import ChainAddresses, NodeAddress
+from tests.dealer import share_point
 
 AUTHORITY, SUBJECT = SigningKey(b"a" * 32), SigningKey(b"s" * 32).public
 CREDENTIAL = Credential(SUBJECT, "user", ("role:researcher",), bytes(32), None, 0, 2**60)
@@ -55,8 +56,8 @@ def chain() -> Iterator[Callable[..., ChainClient]]:
 
     def make(*said: Person | str | None) -> ChainClient:
         keys = [SigningKey(bytes([i + 1]) * 32).public for i in range(len(said))]
-        members = tuple(Member(f"n{i}", key, f"p{i}") for i, key in enumerate(keys))
-        genesis = Genesis("diptych/1/storage/x", "storage", "bft", members, AUTHORITY.public, bytes(32), 0)
+        members = tuple(Member(f"n{i}", key, f"p{i}", share_point(i)) for i, key in enumerate(keys))
+        genesis = Genesis("diptych/1/storage/x", "storage", "bft", members, AUTHORITY.public, 0)
         urls = [serve(what) if what is not None else "http://127.0.0.1:1" for what in said]
         nodes = {f"n{i}": NodeAddress("127.0.0.1:1", url) for i, url in enumerate(urls)}
         clients.append(ChainClient(genesis, ChainAddresses("g", "0" * 64, nodes)))
