@@ -23,6 +23,7 @@ from starlette.routing import Route
 from client.chain import ChainClient, now_ms
 from client.enrolment import (
     MAX_ENROLMENT,
+    MAX_SKEW_MS,
     Enrolment,
     Invite,
     InviteBody,
@@ -49,8 +50,6 @@ from protocol.network import Network
 from protocol.tx import Certify, Revoke
 
 DAY_MS = 86_400_000
-MAX_SKEW_MS = 600_000
-"""How far the clock of who asks for a renewal may be off."""
 _REVOKED = "the credential of this key was revoked; ask the authority for a new invitation and make new keys"
 _log = structlog.get_logger("authority")
 

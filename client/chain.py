@@ -382,7 +382,7 @@ class ChainClient:
                         "tell the chain's operators"
                     )
                 raise Unavailable(
-                    f"only {len(found)} nodes released the index, or too few of them alike, where {quorum} are needed; "
+                    f"only {len(found)} nodes released the index, or too few of them alike, where {quorum} are needed"
                     "; try again later"
                 )
             time.sleep(0.1)

@@ -19,6 +19,8 @@ from protocol.identity import Attribute, CesKey, Role, SignedCredential
 
 _PREFIX = "diptych-invite-"
 MAX_ENROLMENT = 32 << 10
+MAX_SKEW_MS = 600_000
+"""How far the clock of who asks for a renewal or a key may be off."""
 
 
 class InviteBody(Wire, frozen=True):

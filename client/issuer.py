@@ -13,7 +13,7 @@ import httpx2
 import structlog
 
 from client.chain import ChainClient, checked, http_client, now_ms
-from client.enrolment import Issued, KeyRequest
+from client.enrolment import MAX_SKEW_MS, Issued, KeyRequest
 from configs.files import read, read_key, write, write_key
 from crypto.codec import encode
 from crypto.dkg import HolderKey
@@ -25,8 +25,6 @@ from protocol.ceremony import MAX_MESSAGE, ROUNDS, Ceremony
 from protocol.genesis import Genesis
 from protocol.network import Network
 
-MAX_SKEW_MS = 600_000
-"""How far the clock of who asks for a key may be off."""
 PAUSE_S = 0.1
 _log = structlog.get_logger("issuer")
 

@@ -1,4 +1,4 @@
-"""The consensus journal of one node: what must survive a power cut, in SQLite (WAL, synchronous=FULL).
+"""The consensus journal of one node, in SQLite (WAL; synchronous=FULL for what must survive a power cut).
 
 All methods are synchronous. `apply` is one transaction per step of the core; the daemon sends nothing of a step before it returns. `page` and
 `block_at` read over a connection of their own, so that another thread may call them meanwhile. A lock file keeps two processes from voting with one key.
@@ -26,6 +26,7 @@ from protocol.block import (
     decode_vote,
 )
 from protocol.core import (
+    RECOVERABLE,
     Effect,
     EpochEnded,
     Finalized,
@@ -226,8 +227,13 @@ class Store:
         self._lock.release()
 
     def apply(self, effects: Iterable[Effect]) -> None:
-        """Make the durable effects of one step durable, all or none. Raises `sqlite3.Error` (disk full, I/O) with nothing kept."""
+        """Make the durable effects of one step durable, all or none. Raises `sqlite3.Error` (disk full, I/O) with nothing kept.
+
+        The end of the process undoes nothing; a power cut at most the last steps, those of `RECOVERABLE` effects alone."""
         db, committee, votes = self._db, self.committee, self._votes
+        effects = list(effects)
+        is_recoverable = all(isinstance(effect, RECOVERABLE) for effect in effects)
+        db.executescript(f"PRAGMA synchronous={'NORMAL' if is_recoverable else 'FULL'}")
         db.execute("BEGIN IMMEDIATE")
         try:
             for effect in effects:

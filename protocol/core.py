@@ -2,7 +2,8 @@
 
 Bytes and time go in (`receive`, `submit`, `tick`), effects come out (`take_effects`); the timer is a query (`next_deadline`). No callback, no
 task, no socket, no clock. docs/protocol.md states the rules; each method here names the rule it implements. The caller must make all
-`Save*`, `Finalized`, `Record` and `Halted` effects of a step durable in one transaction before it carries out any `Send` of that step.
+`Save*`, `Finalized`, `Record` and `Halted` effects of a step durable in one transaction before it carries out any `Send` of that step;
+of what that means for `RECOVERABLE` effects a power cut may take something back.
 
 Invariants: one notarize and one finalize per view, for the same block (I1); never a nullify at or before a finalize of one
 term (I2); view and height never fall (I3); a certificate counts only with exactly a quorum of distinct valid signers (I6).
@@ -131,6 +132,11 @@ Effect = (
     | ServeChain
     | Halted
 )
+
+
+RECOVERABLE = (SaveBlock, SaveCertificate, Finalized, Send, ServeChain)
+"""Steps of these alone need not survive a power cut, if no later step survives either: nothing was signed since, others have the
+blocks and certificates, and what is final is so by votes that a quorum has on its disks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -991,6 +997,8 @@ class Core:
             return
         self._effects.extend(SaveBlock(b) for b in blocks)
         self._finish(parsed, page.links, page.finalization)
+        if self.halted:
+            return
         if page.links and self._finalization is None and not self.next_committee:
             # Only a descendant of the last block is certified itself: that finalization stays pending.
             self._finalization = page.finalization

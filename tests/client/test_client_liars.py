@@ -19,7 +19,7 @@ from crypto.sign import SigningKey
 from protocol.contract import Receipt
 from protocol.genesis import Genesis, Member
 from protocol.network import ChainAddresses, NodeAddress, Service
-from protocol.record import BlobRef, Index, View
+from protocol.record import BlobRef, DownloadHead, Envelope, Index, View, decode_envelope
 from tests.dealer import share_point
 
 KEY = SigningKey(b"k" * 32)
@@ -108,11 +108,10 @@ def test_an_answer_may_be_as_large_as_the_request_says_and_no_larger():
 
 @pytest.mark.parametrize("status", [200, 403])
 def test_a_cloud_that_never_ends_its_refusal_or_its_answer_is_given_up(status: int):
-    view = View("diptych/1/sharing/x", RECORD, 1, KEY.public, bytes(32), (BlobRef.of(b"envelope"),))
     with server(endless(status)) as url:
         cloud = CloudClient(Service(url, "00" * 32))
         with pytest.raises(DiptychError):
-            cloud.fetch(Index.make(view, KEY), None, KEY)
+            cloud.fetch(Index.make(VIEW, KEY), None, KEY)
         cloud.close()
 
 
@@ -169,3 +168,66 @@ def test_an_access_log_comes_in_pages_in_the_order_of_the_chain():
 def test_an_access_log_that_cannot_be_true_is_refused(lie: bytes):
     with chain(saying(lie)) as client, pytest.raises(Malformed):
         client.access_log(RECORD)
+
+
+# --- the cloud ---------------------------------------------------------------------------------------------------------
+
+
+PARTS = [b"ciphertext of one part", b"ciphertext of another"]
+ENVELOPE = encode(Envelope(RECORD, 1, "shared", "role:doctor", b"header", (), b"extract"))
+VIEW = View("diptych/1/sharing/x", RECORD, 1, KEY.public, bytes(32), (BlobRef.of(ENVELOPE),))
+WANTED = [BlobRef.of(part) for part in PARTS]
+HONEST = DownloadHead(VIEW, (ENVELOPE,), tuple(WANTED))
+
+
+def download(head: DownloadHead | bytes, *parts: bytes) -> bytes:
+    data = head if isinstance(head, bytes) else encode(head)
+    return len(data).to_bytes(4, "big") + data + b"".join(parts)
+
+
+def fetch(answer: bytes) -> dict[bytes, bytes]:
+    with server(saying(answer)) as url:
+        cloud = CloudClient(Service(url, "00" * 32))
+        try:
+            return cloud.fetch(Index.make(VIEW, KEY), None, KEY, WANTED)[2]
+        finally:
+            cloud.close()
+
+
+def test_what_an_honest_cloud_serves_is_taken():
+    assert fetch(download(HONEST, *PARTS)) == {
+        ref.hash: part for ref, part in zip(WANTED, PARTS, strict=True)
+    }
+
+
+OLD = msgspec.structs.replace(VIEW, version=0)
+OTHER_ENVELOPE = encode(msgspec.structs.replace(decode_envelope(ENVELOPE), policy="role:stranger"))
+
+
+@pytest.mark.parametrize(
+    ("lie", "words"),
+    [
+        (download(msgspec.structs.replace(HONEST, view=OLD), *PARTS), "another view"),
+        (
+            download(msgspec.structs.replace(HONEST, envelopes=(OTHER_ENVELOPE,)), *PARTS),
+            "changed an envelope",
+        ),
+        (download(msgspec.structs.replace(HONEST, envelopes=()), *PARTS), "changed an envelope"),
+        (download(HONEST, PARTS[0], PARTS[1][::-1]), "changed a ciphertext"),
+        (download(HONEST, PARTS[1], PARTS[0]), "changed a ciphertext"),
+        (download(msgspec.structs.replace(HONEST, blobs=HONEST.blobs[:1]), PARTS[0]), "other parts"),
+        (download(msgspec.structs.replace(HONEST, blobs=()), *PARTS), "other parts"),
+        (
+            download(msgspec.structs.replace(HONEST, blobs=(*WANTED, BlobRef.of(b"more"))), *PARTS, b"more"),
+            "other parts",
+        ),
+        (download(HONEST, PARTS[0]), "ended too early"),
+        (download(HONEST), "ended too early"),
+        (download(encode(HONEST) + b"\x00", *PARTS), "does not decode"),
+        ((1 << 31).to_bytes(4, "big"), "too large"),
+        (b"\x00", "ended too early"),
+    ],
+)
+def test_what_the_cloud_changes_swaps_holds_back_or_adds_is_refused(lie: bytes, words: str):
+    with pytest.raises(DiptychError, match=words):
+        fetch(lie)

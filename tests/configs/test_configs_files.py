@@ -132,15 +132,6 @@ def opens_with(path: Path, *passphrases: bytes | None) -> list[bytes | None]:
     return found
 
 
-@pytest.mark.parametrize(("old", "new"), [(b"old", b"new"), (None, b"new"), (b"old", None)])
-def test_a_changed_passphrase_opens_the_same_keys_and_the_old_one_no_more(tmp_path, old, new):
-    paths = key_files(tmp_path, old)
-    assert change_passphrase(paths, old, new) == 3
-    assert [opens_with(path, old, new) for path in paths] == [[new]] * 3
-    assert {mode_of(path) for path in paths} == {0o600}
-    assert len(list(tmp_path.iterdir())) == 3
-
-
 @pytest.fixture
 def _quick_kdf(monkeypatch):
     """A key derivation that costs nothing, for tests that open many files."""
@@ -153,6 +144,16 @@ def _quick_kdf(monkeypatch):
             return hashlib.sha256(self._salt + passphrase).digest()
 
     monkeypatch.setattr(keyfile, "Argon2id", Quick)
+
+
+@pytest.mark.usefixtures("_quick_kdf")
+@pytest.mark.parametrize(("old", "new"), [(b"old", b"new"), (None, b"new"), (b"old", None)])
+def test_a_changed_passphrase_opens_the_same_keys_and_the_old_one_no_more(tmp_path, old, new):
+    paths = key_files(tmp_path, old)
+    assert change_passphrase(paths, old, new) == 3
+    assert [opens_with(path, old, new) for path in paths] == [[new]] * 3
+    assert {mode_of(path) for path in paths} == {0o600}
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.usefixtures("_quick_kdf")

@@ -1,17 +1,20 @@
 """Passphrases from commands, file descriptors and terminals, and that they go nowhere else."""
 
+import hashlib
+import io
 import os
 import pty
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import run_node
 from configs import passphrases
 from configs.files import read_key, write_key
 from configs.passphrases import passphrase_from
+from crypto import keyfile
 from crypto.errors import Denied, Malformed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,55 +78,69 @@ def test_a_descriptor_that_gives_no_line_is_refused_without_what_it_gave(readabl
 # --- as operators and people use them ----------------------------------------------------------------------------------
 
 
-def run(*words: object, given: bytes = b"", code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        cwd=ROOT,
-        input=given,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    said = done.stdout.decode() + done.stderr.decode()
-    assert done.returncode == code, said
-    assert b"Traceback" not in done.stderr
-    return said
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """`run_node.py` with these words; what it said."""
+
+    def call(*words: object, code: int = 0) -> str:
+        monkeypatch.setattr("sys.argv", ["run_node.py", *map(str, words)])
+        monkeypatch.setattr("sys.stdin", io.StringIO())
+        with pytest.raises(SystemExit) as ended:
+            run_node.run(run_node.app)
+        said = "".join(capsys.readouterr())
+        assert ended.value.code == code, said
+        return said
+
+    return call
 
 
-def test_a_daemons_keys_get_a_new_passphrase_by_command_and_descriptor(tmp_path: Path):
+@pytest.fixture
+def _quick_kdf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key derivation that costs nothing."""
+
+    class Quick:
+        def __init__(self, *, salt: bytes, **_: int) -> None:
+            self._salt = salt
+
+        def derive(self, passphrase: bytes) -> bytes:
+            return hashlib.sha256(self._salt + passphrase).digest()
+
+    monkeypatch.setattr(keyfile, "Argon2id", Quick)
+
+
+@pytest.mark.usefixtures("_quick_kdf")
+def test_a_daemons_keys_get_a_new_passphrase_by_command_and_descriptor(
+    tmp_path: Path, run: Callable, readable: Callable
+):
     for name in ("consensus", "network"):
         write_key(tmp_path / "keys" / f"{name}.key", name.encode())
     (tmp_path / "keys" / "consensus.journal").write_text("no key")
-    command = ["run_node.py", "passphrase", tmp_path / "keys"]
+    command = ["passphrase", tmp_path / "keys"]
     assert "changed 2 of 2" in run(*command, "--new-passphrase-command", "echo first")
-    both = ["--passphrase-fd", "0", "--new-passphrase-fd", "0"]
-    assert "changed 2 of 2" in run(*command, *both, given=b"first\nsecond\n")
+
+    def both(lines: bytes) -> list[object]:
+        fd = readable(lines)
+        return [*command, "--passphrase-fd", fd, "--new-passphrase-fd", fd]
+
+    assert "changed 2 of 2" in run(*both(b"first\nsecond\n"))
     assert read_key(tmp_path / "keys" / "network.key", b"second") == b"network"
-    assert "done before" in run(*command, *both, given=b"first\nsecond\n")
-    refused = run(*command, *both, given=b"hunter2\nthird\n", code=1)
+    assert "done before" in run(*both(b"first\nsecond\n"))
+    refused = run(*both(b"hunter2\nthird\n"), code=1)
     assert "does not open" in refused
     assert "hunter2" not in refused
-    assert "changed 2 of 2" in run(*command, "--passphrase-fd", "0", "--remove", given=b"second\n")
+    assert "changed 2 of 2" in run(*command, "--passphrase-fd", readable(b"second\n"), "--remove")
     assert read_key(tmp_path / "keys" / "consensus.key") == b"consensus"
 
 
-def test_what_cannot_be_changed_is_said(tmp_path: Path):
+def test_what_cannot_be_changed_is_said(tmp_path: Path, run: Callable):
     (tmp_path / "keys").mkdir()
-    assert "no key file" in run("run_node.py", "passphrase", tmp_path / "keys", "--remove", code=1)
+    assert "no key file" in run("passphrase", tmp_path / "keys", "--remove", code=1)
     write_key(tmp_path / "x.key", b"secret")
-    no_terminal = run("run_node.py", "passphrase", tmp_path / "x.key", code=1)
-    assert "no terminal" in no_terminal
-    both = run(
-        "run_node.py",
-        "passphrase",
-        tmp_path / "x.key",
-        "--remove",
-        "--new-passphrase-command",
-        "echo x",
-        code=1,
-    )
-    assert "choose one" in both
-    assert "Examples" in run("run_node.py", "passphrase", "--help")
+    assert "no terminal" in run("passphrase", tmp_path / "x.key", code=1)
+    both = ["--remove", "--new-passphrase-command", "echo x"]
+    assert "choose one" in run("passphrase", tmp_path / "x.key", *both, code=1)
+    assert "Examples" in run("passphrase", "--help")
+    assert "Examples" in run("signer", "--help")
 
 
 def test_a_person_at_a_terminal_is_asked_twice_and_nothing_is_echoed(tmp_path: Path):
@@ -149,14 +166,15 @@ def test_a_person_at_a_terminal_is_asked_twice_and_nothing_is_echoed(tmp_path: P
     assert read_key(tmp_path / "x.key", b"typed unseen") == b"secret"
 
 
-def test_a_daemon_reads_its_passphrase_from_a_descriptor_named_in_config_or_environment(tmp_path: Path):
+@pytest.mark.usefixtures("_quick_kdf")
+def test_a_daemon_reads_its_passphrase_from_a_descriptor(
+    tmp_path: Path, run: Callable, readable: Callable, monkeypatch
+):
     network = tmp_path / "net"
-    shape = ["--storage", "1", "--sharing", "1", "--only-make"]
-    run("run_node.py", "devnet", "--dir", network, *shape)
-    run("run_node.py", "passphrase", network / "cloud" / "keys", "--new-passphrase-command", "echo secret")
-    check = ["run_node.py", "cloud", "--config", network / "cloud" / "config.toml", "--check"]
+    run("devnet", "--dir", network, "--storage", "1", "--sharing", "1", "--only-make")
+    run("passphrase", network / "cloud" / "keys", "--new-passphrase-command", "echo secret")
+    check = ["cloud", "--config", network / "cloud" / "config.toml", "--check"]
     assert "none was given" in run(*check, code=1)
-    config = network / "cloud" / "config.toml"
-    config.write_text(config.read_text() + "passphrase_fd = 0\n")
-    assert "is valid" in run(*check, given=b"secret\n")
-    assert "does not open" in run(*check, given=b"wrong\n", code=1)
+    for line, code, said in ((b"secret\n", 0, "is valid"), (b"wrong\n", 1, "does not open")):
+        monkeypatch.setenv("DIPTYCH_PASSPHRASE_FD", str(readable(line)))
+        assert said in run(*check, code=code)

@@ -39,10 +39,16 @@ from protocol.identity import Role, SignedCredential
 AUTHORITIES = ["authority", "authority-2", "authority-3"]
 
 
+@pytest.fixture
+def _campaign(request: pytest.FixtureRequest) -> None:
+    if "campaign" not in request.config.getoption("markexpr"):
+        pytest.skip("run with: pytest -m campaign")
+
+
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]:
     folder = tmp_path_factory.mktemp("network")
-    make(folder, NetworkSettings(storage=1, sharing=1, authorities=3, authority_threshold=2))
+    make(folder, NetworkSettings(storage=1, sharing=1, transport="tls", authorities=3, authority_threshold=2))
     with Supervisor(folder) as supervisor:
         supervisor.start()
         supervisor.wait_ready()
@@ -131,6 +137,8 @@ def test_the_master_key_is_in_no_file_and_two_shares_make_it(net: Supervisor):
     assert not list(net.folder.rglob("ceremony.key")), "the keys that open the pieces are gone"
 
 
+@pytest.mark.campaign
+@pytest.mark.usefixtures("_campaign")
 def test_after_a_restart_the_authorities_go_on_with_their_shares(whole_net: Supervisor, join: Callable):
     before = {name: issuer.to_bytes() for name, issuer in shares(whole_net).items()}
     for name in AUTHORITIES:
@@ -141,6 +149,8 @@ def test_after_a_restart_the_authorities_go_on_with_their_shares(whole_net: Supe
     join("patient")
 
 
+@pytest.mark.campaign
+@pytest.mark.usefixtures("_campaign")
 def test_a_ceremony_that_is_interrupted_by_kills_comes_to_its_end(tmp_path: Path):
     make(tmp_path, NetworkSettings(storage=1, sharing=1, authorities=3))
     with Supervisor(tmp_path) as supervisor:
@@ -200,6 +210,8 @@ def test_a_cheating_authority_is_named_and_not_needed_until_another_one_is_down(
     assert not Home(tmp_path / "home-1").is_enrolled
 
 
+@pytest.mark.campaign
+@pytest.mark.usefixtures("_campaign")
 def test_enrolment_goes_on_where_it_stopped_once_enough_authorities_are_back(
     whole_net: Supervisor, invite: Callable, tmp_path: Path
 ):

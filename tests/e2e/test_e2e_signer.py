@@ -30,7 +30,7 @@ def command(key: Path, *flags: str) -> str:
 def net(tmp_path: Path) -> Path:
     """One node a chain; every daemon's signing key lies in a vault that only its signer opens."""
     folder, vault = tmp_path / "net", tmp_path / "vault"
-    make(folder, NetworkSettings(storage=1, sharing=1))
+    make(folder, NetworkSettings(storage=1, sharing=1, transport="tls"))
     vault.mkdir()
     for name, key in KEYS.items():
         (folder / name / "keys" / f"{key}.key").rename(vault / f"{name}.key")

@@ -80,6 +80,21 @@ def core_from(cluster: Cluster, restored: Restored, me: int = 0, committee: Comm
     return Core(committee, cluster.keys[me], mempool, restored, cluster.now, cluster.wall())
 
 
+def test_what_is_signed_is_forced_to_the_disk_and_what_others_give_back_is_not(store, cluster):
+    def is_forced(*effects: Effect) -> bool:
+        store.apply(effects)
+        return store._db.execute("PRAGMA synchronous").fetchone() == (2,)
+
+    (block,) = chain_of(cluster, 1)
+    assert is_forced(SaveBlock(block), vote_of(cluster, "notarize", 1, block.header.id))
+    assert not is_forced(SaveCertificate(cluster.certificate("notarize", 1, block.header.id)))
+    assert is_forced(vote_of(cluster, "finalize", 1, block.header.id))
+    assert not is_forced(*finalized(cluster, [block]))
+    assert is_forced(SaveAbstention(64))
+    assert not is_forced()
+    assert is_forced(Halted("a fork"))
+
+
 def state_of(core: Core) -> tuple:
     """All that a restart must bring back."""
     return (

@@ -4,7 +4,7 @@ A host is one running instance: the first n are the members of genesis, then com
 instance with the key of a member). What is called member here is a place in `keys`, the same in all epochs; a core numbers the
 members of its epoch, and `roster` translates.
 A step's durable effects are one transaction on the host's disk, a model of `node.store.Store`; a crash may strike before it,
-after it, or between two sends, and loses all but the disk. Given an oracle, every step is checked; the story collects what a
+after it, or between two sends, and loses all but the disk; a power cut loses the last steps of recoverable effects too. Given an oracle, every step is checked; the story collects what a
 person would tell of a run, and the digest everything.
 """
 
@@ -13,9 +13,10 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -37,6 +38,7 @@ from protocol.block import (
     validators_hash,
 )
 from protocol.core import (
+    RECOVERABLE,
     Core,
     Effect,
     EpochEnded,
@@ -114,8 +116,18 @@ class Disk:
         self.evidence: list[Evidence] = []
         self.abstain_until: int | None = 0
         self.halted: str | None = None
+        self._before_cut: dict[str, Any] | None = None
+        """What a power cut now would leave: all before the last steps of recoverable effects."""
+
+    def cut_power(self) -> None:
+        if self._before_cut is not None:
+            vars(self).update(self._before_cut)
 
     def apply(self, effects: list[Effect]) -> None:
+        if not all(isinstance(effect, RECOVERABLE) for effect in effects):
+            self._before_cut = None
+        elif self._before_cut is None:
+            self._before_cut = {name: copy(value) for name, value in vars(self).items()}
         for effect in effects:
             match effect:
                 case SaveVote(vote):
@@ -210,6 +222,8 @@ class Oracle:
 
     def loses_disk(self, host: int) -> None: ...
 
+    def loses_power(self, host: int, disk: Disk) -> None: ...
+
 
 CrashPoint = tuple[Literal["before commit", "after commit", "between sends"], int]
 MakeCore = Callable[..., Core]
@@ -294,9 +308,12 @@ class Cluster:
         named = tuple(member(m, [self.keys[m], *self.new_keys.get(m, [])][-1]) for m in members)
         return change_tx(self.genesis, epoch, named)
 
-    def crash(self, i: int) -> None:
+    def crash(self, i: int, *, cuts_power: bool = False) -> None:
         self.cores[i] = None
         self.crash_next.pop(i, None)
+        if cuts_power:
+            self.disks[i].cut_power()
+            self.oracle.loses_power(i, self.disks[i])
 
     def lose_disk(self, i: int, *, rejoin: bool = True) -> None:
         """The host comes back with an empty disk; `rejoin` is the operator's flag, which the node demands."""
