@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgpack
 import msgspec
@@ -56,7 +56,7 @@ RECORD = bytes(range(16))
 class Key(SigningKey):
     """Writes down what it signs."""
 
-    signed: list[dict[str, str]] = []
+    signed: ClassVar[list[dict[str, str]]] = []
 
     def sign(self, domain: str, payload: bytes) -> bytes:
         signature = super().sign(domain, payload)
@@ -350,6 +350,14 @@ def ces_key() -> home._Secrets:
     return home._Secrets("diptych-home/1", ces.CesSigner(KEYS["doctor"]).to_bytes(), None, None)
 
 
+def enrolled() -> home._Enrolled:
+    return home._Enrolled(credential("user", "user"), filled("attributes", 80), filled("abe", 100))
+
+
+def signed_key() -> index_key.SignedIndexKey:
+    return index_key.SignedIndexKey.make(GENESIS, the_index_key(), 1, KEYS["member-1"])
+
+
 def secret_file(passphrase: bytes | None) -> keyfile._KeyFile:
     return keyfile._decode(
         keyfile.seal(b"a secret of 32 bytes, in a file.", passphrase, lambda n: filled("file", n))
@@ -402,7 +410,6 @@ def objects() -> Iterator[
     )
     yield "members", contract.decode_members, lambda: (1, 1, MEMBERS[1:]), {}
     yield "index key", index_key.decode_index_key, the_index_key, {}
-    signed_key = lambda: index_key.SignedIndexKey.make(GENESIS, the_index_key(), 1, KEYS["member-1"])  # noqa: E731
     yield "signed index key", index_key.decode_signed_index_key, signed_key, {}
     opened = index_key.KeyRound(0, GENESIS.members, 3, "judging", NOW, (0, 1, 2), (1,), ())
     yield "key round", index_key._decode_round, lambda: opened, {}
@@ -427,9 +434,6 @@ def objects() -> Iterator[
     yield "key request", enrolment.decode_key_request, key_request, {}
     yield "issued", enrolment.decode_issued, issued, {}
     yield "home: secrets", home._decode_secrets, ces_key, {}
-    enrolled = lambda: home._Enrolled(
-        credential("user", "user"), filled("attributes", 80), filled("abe", 100)
-    )  # noqa: E731
     yield "home: enrolled", home._decode_enrolled, enrolled, {}
     yield "signed part", doctor.decode_part, signed_part, {}
     yield "signed record", doctor._decode_record, signed_record, {}
@@ -546,7 +550,7 @@ def test_every_known_object_begins_with_its_suite_for_any_msgpack_library():
         while isinstance(first, list):  # an extract begins with the header
             first = first[0]
         if name not in BY_GENESIS:
-            assert isinstance(first, str) and re.fullmatch("[a-z0-9-]+(/[a-z0-9.+-]+)*", first), name
+            assert re.fullmatch("[a-z0-9-]+(/[a-z0-9.+-]+)*", first), name
 
 
 def test_hashes_and_signatures_hold_for_other_libraries():
