@@ -22,10 +22,11 @@ T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 
 
-class Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Wire(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """Base of wire objects: an immutable msgpack array with a fixed number of typed, bounded fields.
 
-    Subclasses repeat `frozen=True` for the type checker, which does not inherit it.
+    Subclasses repeat `frozen=True` for the type checker, which does not inherit it. The garbage collector passes them over, as
+    what cannot change cannot come to be part of a cycle.
     """
 
 

@@ -35,7 +35,7 @@ class Member(Wire, frozen=True):
     share_key: Bytes48
 
 
-class Genesis(Wire, frozen=True, dict=True, tag=SUITE):
+class Genesis(Wire, frozen=True, dict=True, gc=True, tag=SUITE):
     """`base_timeout_ms` is T0, `term_length` is L of docs/protocol.md; `authority` certifies identities. `members` are those of epoch 0: `admin_quorum` of the Ed25519 keys `admins` agree
     on the members of the next epoch (`protocol.epochs`); without admins they never change."""
 

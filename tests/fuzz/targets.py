@@ -142,11 +142,9 @@ def objects() -> list[bytes]:
     body = record.DownloadBody(
         index, identity.SignedTicket(ticket, (signature,)), USER.public, (bytes(32),), NOW, b"n" * 16
     )
-    invite = enrolment.Invite.make(
-        enrolment.InviteBody("doctor", ("role:doctor",), b"n" * 16, NOW), AUTHORITY
-    )
+    invitation = enrolment.Invitation.make("doctor", ("role:doctor",), NOW, b"i" * 32, AUTHORITY)
     ask = enrolment.EnrolmentBody(
-        invite, DOCTOR.public, SEAL.public, identity.CesKey(ces.ED25519, DOCTOR.public)
+        invitation.invite, DOCTOR.public, SEAL.public, identity.CesKey(ces.ED25519, DOCTOR.public)
     )
     messages = (b"{}", b"one", b"two")
     signed = ces.sign(record_header(), messages, ces.CesSigner(DOCTOR))
@@ -171,8 +169,9 @@ def objects() -> list[bytes]:
         ticket,
         identity.Release(ticket, signature, b"sealed"),
         credential(DOCTOR, "doctor"),
-        invite,
-        enrolment.Enrolment.make(ask, DOCTOR),
+        invitation.invite,
+        invitation,
+        enrolment.Enrolment.make(ask, DOCTOR, invitation),
         enrolment.Enrolled.make(credential(USER, "user"), master.public.to_bytes(), b"sealed", AUTHORITY),
         signed,
         signed.header,
@@ -440,15 +439,13 @@ def key_files_opened(data: bytes) -> None:
 
 
 @target(
-    lambda: [
-        enrolment.Invite.make(enrolment.InviteBody("user", (), b"n" * 16, NOW), AUTHORITY).to_text().encode()
-    ],
+    lambda: [enrolment.Invitation.make("user", (), NOW, b"i" * 32, AUTHORITY).to_text().encode()],
     is_tree=False,
 )
 def invitations_read(data: bytes) -> None:
     with refused:
-        found = enrolment.Invite.from_text(data.decode(errors="replace"))
-        assert enrolment.Invite.from_text(found.to_text()) == found
+        found = enrolment.Invitation.from_text(data.decode(errors="replace"))
+        assert enrolment.Invitation.from_text(found.to_text()) == found
 
 
 def evidence_files() -> list[bytes]:
