@@ -183,7 +183,7 @@ def test_a_chain_without_admins_keeps_its_members():
 def test_members_that_cannot_be_told_apart_or_are_too_many_do_not_decode(members):
     raw = wrapped(GOOD)
     plain = msgspec.msgpack.decode(raw)
-    plain[0][4][2] = [[m.name, m.key, m.identity] for m in members]
+    plain[1][4][2] = [[m.name, m.key, m.identity, m.share_key] for m in members]
     with pytest.raises(Malformed):
         decode_tx(encode(plain))
 

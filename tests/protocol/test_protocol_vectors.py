@@ -320,15 +320,18 @@ def pending() -> patient._Pending:
     return patient._Pending(stored(), (VIEW,), (encode(ENVELOPE), PART), (("storage", publish),))
 
 
-def invite() -> enrolment.Invite:
-    body = enrolment.InviteBody("doctor", ("org:st-mary",), filled("invite", 16), NOW + 86_400_000)
-    return enrolment.Invite.make(body, KEYS["authority"])
+def invitation() -> enrolment.Invitation:
+    return enrolment.Invitation.make(
+        "doctor", ("org:st-mary",), NOW + 86_400_000, filled("invitation", 32), KEYS["authority"]
+    )
 
 
 def enrol() -> enrolment.Enrolment:
     signed = credential("doctor", "doctor").credential
-    body = enrolment.EnrolmentBody(invite(), signed.subject, signed.seal_key, signed.ces_key)
-    return enrolment.Enrolment.make(body, KEYS["doctor"])
+    body = enrolment.EnrolmentBody(invitation().invite, signed.subject, signed.seal_key, signed.ces_key)
+    made = enrolment.Enrolment.make(body, KEYS["doctor"], invitation())
+    assert Key(invitation().seed).sign("invited", encode(body)) == made.invited
+    return made
 
 
 def key_request() -> enrolment.KeyRequest:
@@ -428,7 +431,7 @@ def objects() -> Iterator[
     yield "download", record.decode_download, download, {}
     head = record.DownloadHead(VIEW, (encode(ENVELOPE),), (BlobRef.of(PART),))
     yield "download head", record.decode_download_head, lambda: head, {}
-    yield "invite", enrolment._decode_invite, invite, {}
+    yield "invitation", enrolment._decode_invitation, invitation, {}
     yield "enrolment", enrolment.decode_enrolment, enrol, {}
     yield "renewal", enrolment.decode_renewal, lambda: enrolment.Renewal.make(KEYS["doctor"], NOW), {}
     yield "key request", enrolment.decode_key_request, key_request, {}
@@ -574,6 +577,7 @@ def test_hashes_and_signatures_hold_for_other_libraries():
             "index",
             "index-key",
             "invite",
+            "invited",
             "issued",
             "key-request",
             "members",
