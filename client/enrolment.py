@@ -32,7 +32,7 @@ class InviteBody(Wire, frozen=True):
     expires_ms: UInt
 
 
-class Invite(Wire, frozen=True, tag="invite/1"):
+class Invite(Wire, frozen=True):
     """What the authority has signed; public."""
 
     body: InviteBody
@@ -42,7 +42,7 @@ class Invite(Wire, frozen=True, tag="invite/1"):
         verify(authority, "invite", encode(self.body), self.signature, "the invitation")
 
 
-class Invitation(Wire, frozen=True):
+class Invitation(Wire, frozen=True, tag="invitation/1"):
     """What one person is given: the invite and the seed of its key. Travels as a line of text, by a way that only they can read."""
 
     invite: Invite

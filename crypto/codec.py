@@ -43,7 +43,7 @@ class _AnySuite(msgspec.Struct, array_like=True):
 
 
 _peek = msgspec.msgpack.Decoder(_AnySuite)
-_IS_SUITE = re.compile(r"[a-z][a-z0-9.+-]*/[a-z0-9.+-]{1,32}")
+_IS_SUITE = re.compile(r"[a-z][a-z0-9-]*(/[a-z0-9.+-]{1,32}){1,2}")
 
 
 def encode(value: object) -> bytes:
@@ -94,8 +94,8 @@ def check_named(what: str, suite: str, known: Iterable[str]) -> None:
     known = tuple(known)
     if suite in known or not _IS_SUITE.fullmatch(suite):
         return
-    kind = suite.partition("/")[0]
-    same = [name for name in known if name.partition("/")[0] == kind]
+    kind = suite.rpartition("/")[0]
+    same = [name for name in known if name.rpartition("/")[0] == kind]
     if same:
         raise Malformed(
             f"{what} of suite {suite}, which this version does not know (it knows {' and '.join(same)}); update this program"
