@@ -26,14 +26,14 @@ MAX_RECORD = 96 << 20
 _SUITE = "diptych-record/x25519-sealedbox"
 
 
-class SignedPart(Wire, frozen=True):
+class SignedPart(Wire, frozen=True, tag="part/1"):
     """What the doctor signs and the patient seals as one message: who may not open it does not even see its label."""
 
     label: Label
     content: bytes
 
 
-class Record(Wire, frozen=True):
+class Record(Wire, frozen=True, tag="signed-record/1"):
     """A signed record in the clear: the doctor's full signature and the parts it covers, in order."""
 
     signature: ces.FullSignature

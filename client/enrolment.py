@@ -32,7 +32,7 @@ class InviteBody(Wire, frozen=True):
     expires_ms: UInt
 
 
-class Invite(Wire, frozen=True):
+class Invite(Wire, frozen=True, tag="invite/1"):
     """What the authority has signed; public."""
 
     body: InviteBody
@@ -83,7 +83,7 @@ class EnrolmentBody(Wire, frozen=True):
     ces_key: CesKey | None
 
 
-class Enrolment(Wire, frozen=True):
+class Enrolment(Wire, frozen=True, tag="enrolment/1"):
     """Signed by the subject's own key, as proof of possession, and by the invitation's, so that nobody else's key takes its place."""
 
     body: EnrolmentBody
@@ -107,7 +107,7 @@ class RenewalBody(Wire, frozen=True):
     time_ms: UInt
 
 
-class Renewal(Wire, frozen=True):
+class Renewal(Wire, frozen=True, tag="renewal/1"):
     """A certified person asks for the current week's attributes; signed by the subject's own key."""
 
     body: RenewalBody
@@ -130,7 +130,7 @@ class KeyRequestBody(Wire, frozen=True):
     time_ms: UInt
 
 
-class KeyRequest(Wire, frozen=True):
+class KeyRequest(Wire, frozen=True, tag="key-request/1"):
     """Signed by the subject of the credential."""
 
     body: KeyRequestBody
@@ -145,7 +145,7 @@ class KeyRequest(Wire, frozen=True):
         verify(subject, "key-request", encode(self.body), self.signature, "the request for a key")
 
 
-class Issued(Wire, frozen=True):
+class Issued(Wire, frozen=True, tag="issued/1"):
     """An authority's answer: the joint public key as it knows it, and its part of the attribute key, sealed to the subject. Signed with
     the request that it answers."""
 

@@ -49,7 +49,7 @@ class _Secrets(Wire, frozen=True):
     outside_ces: CesKey | None
 
 
-class _Enrolled(Wire, frozen=True):
+class _Enrolled(Wire, frozen=True, tag="enrolled/1"):
     credential: SignedCredential
     attribute_key: bytes
     abe_public: bytes
