@@ -57,7 +57,7 @@ def chain() -> Iterator[Callable[..., ChainClient]]:
     def make(*said: Person | str | None) -> ChainClient:
         keys = [SigningKey(bytes([i + 1]) * 32).public for i in range(len(said))]
         members = tuple(Member(f"n{i}", key, f"p{i}", share_point(i)) for i, key in enumerate(keys))
-        genesis = Genesis("diptych/1/storage/x", "storage", "bft", members, AUTHORITY.public, bytes(32), 0)
+        genesis = Genesis("diptych/1/storage/x", "storage", "bft", members, AUTHORITY.public, 0)
         urls = [serve(what) if what is not None else "http://127.0.0.1:1" for what in said]
         nodes = {f"n{i}": NodeAddress("127.0.0.1:1", url) for i, url in enumerate(urls)}
         clients.append(ChainClient(genesis, ChainAddresses("g", "0" * 64, nodes)))
