@@ -85,8 +85,8 @@ def final_blocks(
             merkle.root(raw),
             len(raw),
             time_ms,
-            genesis.validators_hash,
-            genesis.validators_hash,
+            committee.validators_hash,
+            committee.validators_hash,
             committee.leader(view),
         )
         parent = header.id
@@ -111,7 +111,7 @@ def make_network(folder: Path, blocks: int, txs: int) -> None:
     authority = SigningKey(read_key(folder / "authority" / "keys" / "authority.key"))
     committee = Committee(genesis)
     data = folder / NAMES[0] / "data"
-    store, ledger = Store(data, committee), Ledger(data, genesis)
+    store, ledger = Store(data, genesis), Ledger(data, genesis)
     source = final_blocks(committee, keys, authority, txs)
     for _ in track(range(0, blocks, BATCH), f"building {blocks:,} blocks", console=console):
         page = list(islice(source, min(BATCH, blocks - ledger.head()[0])))

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 
+from configs.http import Client
 from configs.members import Members
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
@@ -27,9 +28,11 @@ from protocol.record import Index, decode_index
 from protocol.tx import Action, Tx
 
 TX_LIFETIME_MS = 120_000
-MAX_ANSWER = 8 << 20
+MAX_LOG = 100_000
+"""Receipts of one access log; a node that has more to say makes them up."""
 MAX_RETRY_AFTER = 30.0
 PAUSE = 0.2
+_NOT_AGREED = "not in the agreed form; it may run another version"
 _ERRORS: dict[int, type[DiptychError]] = {
     400: Malformed,
     401: Unauthentic,
@@ -48,22 +51,25 @@ class Busy(Unavailable):
         self.seconds = seconds
 
 
-def http_client(seconds: float) -> httpx2.Client:
-    """Direct connections only: a proxy from the environment would see who asks for whom."""
-    return httpx2.Client(timeout=httpx2.Timeout(seconds, connect=3), trust_env=False, follow_redirects=False)
-
-
 def checked(response: httpx2.Response) -> httpx2.Response:
     """The response if it is a success, otherwise its problem as the `DiptychError` it stands for."""
     if response.is_success:
         return response
     try:
-        detail = str(response.json()["detail"])[:1000]
+        detail = str(json_of(response)["detail"])[:1000]
     except (ValueError, KeyError, TypeError):
         detail = f"the server answered with HTTP status {response.status_code}"
     if response.status_code == 503:
         raise Busy(detail, _retry_after(response.headers.get("retry-after", "")))
     raise _ERRORS.get(response.status_code, Unavailable)(detail)
+
+
+def json_of(response: httpx2.Response) -> Any:
+    """The answer as JSON, or `ValueError`."""
+    try:
+        return response.json()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _retry_after(text: str) -> float:
@@ -84,7 +90,7 @@ class ChainClient:
         self._members = Members(Committee(genesis), addresses.nodes)
         self._not_before: dict[str, float] = {}
         """When a node that was busy may be asked again, on the monotonic clock."""
-        self._http = http_client(40)
+        self._http = Client(40)
 
     @property
     def committee(self) -> Committee:
@@ -147,9 +153,12 @@ class ChainClient:
             response = checked(self._http.get(f"{url}/v1/tx/{tx_id.hex()}", params=wait))
         if response.status_code == 202:
             raise NotFound("the transaction is not final yet")
-        receipt = decode_receipt(_encoded(response.json()))
+        try:
+            receipt = decode_receipt(_encoded(json_of(response)))
+        except (ValueError, Malformed):
+            raise Unavailable("a node's answer is no receipt; it may run another version") from None
         if receipt.tx != tx_id:
-            raise Unauthentic("a node answered with the receipt of another transaction")
+            raise Unavailable("a node answered with the receipt of another transaction")
         return receipt
 
     def _willing(self) -> list[str]:
@@ -176,9 +185,7 @@ class ChainClient:
         for url in list(self._urls):
             try:
                 response = checked(self._http.get(url + path, params=params))
-                if len(response.content) > MAX_ANSWER:
-                    raise Unavailable("a node's answer is too large")
-                return response.json()
+                return json_of(response)
             except NotFound as error:
                 missing = error
             except (httpx2.HTTPError, Unavailable, ValueError):
@@ -192,10 +199,12 @@ class ChainClient:
 
         def ask(url: str) -> dict[str, Any]:
             try:
-                found: dict[str, Any] = checked(self._http.get(f"{url}/v1/status", timeout=3)).json()
-                return found
+                found = json_of(checked(self._http.get(f"{url}/v1/status", timeout=3)))
+                if isinstance(found, dict):
+                    return found
             except (httpx2.HTTPError, DiptychError, ValueError):
-                return {"error": "does not answer", "url": url}
+                pass
+            return {"error": "does not answer", "url": url}
 
         with ThreadPoolExecutor(len(self._urls)) as pool:
             return sorted(pool.map(ask, self._urls), key=lambda s: str(s.get("node", "~")))
@@ -223,13 +232,20 @@ class ChainClient:
 
     def access_log(self, record: bytes) -> list[Receipt]:
         receipts: list[Receipt] = []
-        after = "0.0"
+        place = (0, 0)
         while True:
-            page = self.get(f"/v1/record/{record.hex()}/log", after=after)
-            receipts += [decode_receipt(bytes.fromhex(text)) for text in page["encoded"]]
-            if not page["next"]:
+            answer = self.get(f"/v1/record/{record.hex()}/log", after=f"{place[0]}.{place[1]}")
+            try:
+                page = [decode_receipt(bytes.fromhex(text)) for text in answer["encoded"]]
+                is_last = not answer["next"]
+            except (KeyError, TypeError, ValueError):
+                raise Malformed(f"a node's access log is {_NOT_AGREED}") from None
+            receipts += page
+            if is_last:
                 return receipts
-            after = page["next"]
+            before, place = place, (page[-1].height, page[-1].position) if page else place
+            if place <= before or len(receipts) > MAX_LOG:
+                raise Malformed("a node's access log does not come to an end; ask again, another node may answer")
 
     # --- release ------------------------------------------------------------------------------------------------------------
 
@@ -299,4 +315,4 @@ def _encoded(answer: Any) -> bytes:
     try:
         return bytes.fromhex(answer["encoded"])
     except (KeyError, TypeError, ValueError):
-        raise Malformed("a node's answer is not in the agreed form; it may run another version") from None
+        raise Malformed(f"a node's answer is {_NOT_AGREED}") from None

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import httpx2
 
-from client.chain import checked, http_client, now_ms
+from client.chain import checked, now_ms
+from configs.http import Client, read
 from crypto.codec import encode
 from crypto.errors import Malformed, Unauthentic, Unavailable
 from crypto.sign import SigningKey
@@ -39,7 +40,7 @@ _MSGPACK = {"content-type": "application/msgpack"}
 class CloudClient:
     def __init__(self, service: Service) -> None:
         self._url, self._key = service.url, bytes.fromhex(service.key)
-        self._http = http_client(120)
+        self._http = Client(120)
 
     def close(self) -> None:
         self._http.close()
@@ -76,8 +77,11 @@ class CloudClient:
                 "POST", f"{self._url}/v1/download", content=encode(request), headers=_MSGPACK
             ) as response:
                 if not response.is_success:
-                    response.read()
-                    checked(response)
+                    checked(
+                        httpx2.Response(
+                            response.status_code, headers=response.headers, content=read(response)
+                        )
+                    )
                 return _read_download(index, wanted, _Reader(response.iter_bytes()))
         except httpx2.HTTPError as error:
             raise Unavailable(

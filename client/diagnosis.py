@@ -16,10 +16,10 @@ FAR_BEHIND = 10
 def diagnose(committee: Committee, answers: Sequence[Mapping[str, Any]]) -> list[str]:
     """The worst first, at least one sentence. `answers` are the nodes' statuses; one without a member's name in `node` is of
     a node that does not answer. Raises `Malformed` if a status lacks what this version's nodes tell."""
-    nodes = {str(a["node"]): a for a in answers if a.get("node") in {m.name for m in committee.members}}
     try:
+        nodes = {str(a["node"]): a for a in answers if a.get("node") in {m.name for m in committee.members}}
         return _diagnose(committee, nodes)
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         raise Malformed("a node's status is not in the agreed form; it may run another version") from None
 
 

@@ -6,10 +6,11 @@ from typing import TypeVar
 
 import httpx2
 
-from client.chain import ChainClient, checked, http_client, now_ms
+from client.chain import ChainClient, checked, now_ms
 from client.cloud import CloudClient
 from client.enrolment import Enrolment, EnrolmentBody, Invite, Renewal, decode_enrolled
 from client.home import Home
+from configs.http import Client
 from crypto.codec import encode
 from crypto.epoch import renewed, week_at
 from crypto.errors import Conflict, Malformed, Unauthentic, Unavailable
@@ -82,7 +83,7 @@ class Session:
         """Post a request of the home's person and keep what the authority issues."""
         home = self.home
         try:
-            with http_client(150) as http:
+            with Client(150) as http:
                 response = checked(http.post(f"{home.network.authority.url}/v1/{what}", content=content))
         except httpx2.HTTPError as error:
             raise Unavailable(

@@ -156,7 +156,11 @@ def load_scenario(path: Path) -> Scenario:
     """The scenario in a TOML file; `Malformed` says what is wrong and where."""
     try:
         scenario = msgspec.convert(tomllib.loads(read_text(path)), Scenario)
-    except (ValueError, msgspec.ValidationError, RecursionError) as error:  # ValueError: no TOML, or a number too long
+    except (
+        ValueError,
+        msgspec.ValidationError,
+        RecursionError,
+    ) as error:  # ValueError: no TOML, or a number too long
         raise Malformed(f"{path} is not a valid chaos scenario: {error}") from None
     for number, fault in enumerate(scenario.fault, 1):
         trouble = _trouble(scenario, fault)
