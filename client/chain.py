@@ -245,7 +245,9 @@ class ChainClient:
                 return receipts
             before, place = place, (page[-1].height, page[-1].position) if page else place
             if place <= before or len(receipts) > MAX_LOG:
-                raise Malformed("a node's access log does not come to an end; ask again, another node may answer")
+                raise Malformed(
+                    "a node's access log does not come to an end; ask again, another node may answer"
+                )
 
     # --- release ------------------------------------------------------------------------------------------------------------
 

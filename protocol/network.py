@@ -54,7 +54,11 @@ def from_toml(text: str) -> Network:
     """The network in `text`, or `Malformed` saying which field is wrong."""
     try:
         network = msgspec.convert(tomllib.loads(text), Network)
-    except (ValueError, msgspec.ValidationError, RecursionError) as error:  # ValueError: no TOML, or a number too long
+    except (
+        ValueError,
+        msgspec.ValidationError,
+        RecursionError,
+    ) as error:  # ValueError: no TOML, or a number too long
         raise Malformed(f"the network file is not valid: {error}") from None
     if set(network.chains) != {"storage", "sharing"}:
         raise Malformed("the network file must name both chains, [chains.storage] and [chains.sharing]")

@@ -472,7 +472,8 @@ def node_requests() -> list[bytes]:
     paths += (f"v1/identity/{key}", f"v1/record/{key[:32]}", f"v1/release/{key}")
     calls += [Call(0, path, b"", "", b"") for path in paths]
     calls += [Call(0, f"v1/record/{key[:32]}/log", b"after=12.0", "", b"")]
-    calls += [Call(2, "chaos", b"", "application/json", msgspec.json.encode(order))]
+    bodies = (msgspec.json.encode(order), b'{"\xde": 1}')
+    calls += [Call(2, "chaos", b"", "application/json", body) for body in bodies]
     return list(map(encode, calls))
 
 
