@@ -10,6 +10,7 @@ if __name__ == "__main__":
     bootstrap.ensure()
 
 import asyncio
+import gc
 import sqlite3
 import subprocess
 import sys
@@ -160,6 +161,7 @@ def node(
             if faults:
                 web.router.routes.append(admin(running, faults, keys[0]))
             await running.start()
+            gc.freeze()  # modules and settings stay: no collection need look at them again
             server = asyncio.create_task(serve(web, settings.http_host, settings.http_port))
             failure = asyncio.create_task(running.wait())
             await asyncio.wait({server, failure}, return_when=asyncio.FIRST_COMPLETED)

@@ -25,8 +25,7 @@ from client.enrolment import (
     MAX_ENROLMENT,
     MAX_SKEW_MS,
     Enrolment,
-    Invite,
-    InviteBody,
+    Invitation,
     Renewal,
     decode_enrolment,
     decode_key_request,
@@ -96,8 +95,8 @@ class Authority:
         if bound := [name for name in listed if is_bound(name)]:
             raise Malformed(f"{bound[0]}: the authority fills in the week; write {EVERY_WEEK} in its place")
         check_attributes(in_week(name, week_at(now_ms())) for name in listed)
-        body = InviteBody(role, listed, os.urandom(16), now_ms() + hours * 3_600_000)
-        return Invite.make(body, self._key).to_text()
+        expires_ms = now_ms() + hours * 3_600_000
+        return Invitation.make(role, listed, expires_ms, os.urandom(32), self._key).to_text()
 
     def enrol(self, enrolment: Enrolment) -> SignedCredential:
         """Certify on both chains; takes as long as the chains take. Raises `DiptychError`."""
@@ -113,7 +112,7 @@ class Authority:
                 f"the record-signing suite {body.ces_key.suite!r} is not known; use one of {', '.join(SUITES)}"
             )
         with self._lock:  # one enrolment at a time: the use of an invitation is decided by one of them
-            signed = self._answer_for(body.subject, invite.nonce)
+            signed = self._answer_for(body.subject, invite.key)
             if signed is None:
                 now = now_ms()
                 credential = Credential(
@@ -128,7 +127,7 @@ class Authority:
                 signed = SignedCredential.issue(credential, self._key)
                 with self._database() as db:
                     db.execute(
-                        "INSERT INTO invites VALUES (?, ?, ?)", (invite.nonce, body.subject, encode(signed))
+                        "INSERT INTO invites VALUES (?, ?, ?)", (invite.key, body.subject, encode(signed))
                     )
         self._put_on_chains(signed)
         _log.info("enrolled", role=invite.role)
@@ -146,7 +145,7 @@ class Authority:
                 "the renewal was signed at another time; set the clock of this machine and try again"
             )
         with self._lock:
-            nonce, signed = self._last_answer(subject)
+            invite_key, signed = self._last_answer(subject)
             credential = signed.credential
             if now >= credential.not_after_ms:
                 raise Denied("the credential has expired; ask the authority for a new invitation")
@@ -156,8 +155,8 @@ class Authority:
                 signed = SignedCredential.issue(credential, self._key)
                 with self._database() as db:
                     db.execute(
-                        "UPDATE invites SET answer = ? WHERE nonce = ? AND answer IS NOT NULL",
-                        (encode(signed), nonce),
+                        "UPDATE invites SET answer = ? WHERE key = ? AND answer IS NOT NULL",
+                        (encode(signed), invite_key),
                     )
         self._put_on_chains(signed)
         _log.info("renewed", role=credential.role)
@@ -194,9 +193,9 @@ class Authority:
         with ThreadPoolExecutor(len(self._chains)) as pool:
             list(pool.map(act, self._chains))
 
-    def _answer_for(self, subject: bytes, nonce: bytes) -> SignedCredential | None:
+    def _answer_for(self, subject: bytes, invite_key: bytes) -> SignedCredential | None:
         with self._database() as db:
-            row = db.execute("SELECT subject, answer FROM invites WHERE nonce = ?", (nonce,)).fetchone()
+            row = db.execute("SELECT subject, answer FROM invites WHERE key = ?", (invite_key,)).fetchone()
             if row and row[0] != subject:
                 raise Conflict("the invitation was used by another key; ask the authority for a new one")
             if self._is_revoked(db, subject):
@@ -204,9 +203,9 @@ class Authority:
         return decode_credential(row[1]) if row else None
 
     def _last_answer(self, subject: bytes) -> tuple[bytes, SignedCredential]:
-        """The invitation's nonce and the answer of the last enrolment of this key."""
+        """The invitation's key and the answer of the last enrolment of this key."""
         with self._database() as db:
-            query = "SELECT nonce, answer FROM invites WHERE subject = ? ORDER BY rowid DESC"
+            query = "SELECT key, answer FROM invites WHERE subject = ? ORDER BY rowid DESC"
             row = db.execute(query, (subject,)).fetchone()
             if row is None:
                 raise NotFound("this key is not enrolled here; use an invitation: diptych init --invite …")
@@ -226,9 +225,7 @@ class Authority:
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
-            db.execute(
-                "CREATE TABLE IF NOT EXISTS invites (nonce BLOB PRIMARY KEY, subject BLOB, answer BLOB)"
-            )
+            db.execute("CREATE TABLE IF NOT EXISTS invites (key BLOB PRIMARY KEY, subject BLOB, answer BLOB)")
             with db:
                 yield db
         finally:

@@ -21,7 +21,7 @@ from rich.table import Table
 from client import audit
 from client.diagnosis import diagnose
 from client.doctor import Doctor
-from client.enrolment import Invite
+from client.enrolment import Invitation
 from client.fhir import group_of, join, load_bundle, load_profile
 from client.guardians import QrKind, qr, read_share, write_sheets
 from client.home import Home, Outside
@@ -193,12 +193,12 @@ def init(
     """
     if suite not in CES_SUITES:
         raise Malformed(f"{suite!r} is no record-signing suite; use one of {', '.join(CES_SUITES)}")
-    invitation = Invite.from_text(invite)
+    invited = Invitation.from_text(invite).invite.body
     path = _context.home.expanduser()
     if not (path / "master.key").exists():
         if passphrase and _context.passphrase is None:
             _context.passphrase = passphrases.ask_new()
-        ces_suite = CES_SUITES[suite] if invitation.body.role == "doctor" else None
+        ces_suite = CES_SUITES[suite] if invited.role == "doctor" else None
         Home.create(path, network, ces_suite, _context.passphrase, _context.outside())
     with _context.open() as session:
         session.enrol(invite)

@@ -1,7 +1,7 @@
 """How a person gets certified: the authority's staff hands out an invitation, the person proves the keys they made themselves.
 
-The authority has checked by its own means who the person is when it issues the invitation; whoever holds it can use it once. Once certified
-on the chains, the person asks those who issue attribute keys for one, a part from each.
+The authority has checked by its own means who the person is when it issues the invitation; whoever holds it can use it once. What of it goes
+over the network is of no use to who listens: the key in it stays with the person, and signs for the person's own keys alone. Once certified on the chains, the person asks those who issue attribute keys for one, a part from each.
 """
 
 import base64
@@ -10,10 +10,10 @@ from typing import Annotated
 import msgspec
 
 from crypto.abe import MAX_ATTRIBUTE_KEY_BYTES
-from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, UInt, Wire, encode
+from crypto.codec import Bytes32, Bytes64, Decoder, UInt, Wire, encode
 from crypto.errors import Malformed
 from crypto.seal import OVERHEAD
-from crypto.sign import Ed25519Signer, verify
+from crypto.sign import Ed25519Signer, SigningKey, verify
 from crypto.split import MAX_JOINT_BYTES
 from protocol.identity import Attribute, CesKey, Role, SignedCredential
 
@@ -24,37 +24,50 @@ MAX_SKEW_MS = 600_000
 
 
 class InviteBody(Wire, frozen=True):
+    """`key` is the public half of the invitation's own key."""
+
     role: Role
     attributes: Annotated[tuple[Attribute, ...], msgspec.Meta(max_length=64)]
-    nonce: Bytes16
+    key: Bytes32
     expires_ms: UInt
 
 
 class Invite(Wire, frozen=True):
-    """Signed by the authority; travels as a line of text."""
+    """What the authority has signed; public."""
 
     body: InviteBody
     signature: Bytes64
 
-    @classmethod
-    def make(cls, body: InviteBody, authority: Ed25519Signer) -> "Invite":
-        return cls(body, authority.sign("invite", encode(body)))
-
     def verify(self, authority: bytes) -> None:
         verify(authority, "invite", encode(self.body), self.signature, "the invitation")
+
+
+class Invitation(Wire, frozen=True, tag="invitation/1"):
+    """What one person is given: the invite and the seed of its key. Travels as a line of text, by a way that only they can read."""
+
+    invite: Invite
+    seed: Bytes32
+
+    @classmethod
+    def make(
+        cls, role: Role, attributes: tuple[str, ...], expires_ms: int, seed: bytes, authority: Ed25519Signer
+    ) -> "Invitation":
+        """`seed` is 32 fresh random bytes."""
+        body = InviteBody(role, attributes, SigningKey(seed).public, expires_ms)
+        return cls(Invite(body, authority.sign("invite", encode(body))), seed)
 
     def to_text(self) -> str:
         return _PREFIX + base64.urlsafe_b64encode(encode(self)).decode().rstrip("=")
 
     @classmethod
-    def from_text(cls, text: str) -> "Invite":
+    def from_text(cls, text: str) -> "Invitation":
         """The invitation in `text`, or `Malformed`."""
         text = text.strip()
         if not text.startswith(_PREFIX) or len(text) > 2 * MAX_ENROLMENT:
             raise Malformed(f"an invitation is a line that starts with {_PREFIX}; copy it whole")
         encoded = text[len(_PREFIX) :]
         try:
-            return _decode_invite(
+            return _decode_invitation(
                 base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
             )
         except ValueError:
@@ -70,18 +83,23 @@ class EnrolmentBody(Wire, frozen=True):
     ces_key: CesKey | None
 
 
-class Enrolment(Wire, frozen=True):
-    """Signed by the subject's own key: proof of possession."""
+class Enrolment(Wire, frozen=True, tag="enrolment/1"):
+    """Signed by the subject's own key, as proof of possession, and by the invitation's, so that nobody else's key takes its place."""
 
     body: EnrolmentBody
     signature: Bytes64
+    invited: Bytes64
 
     @classmethod
-    def make(cls, body: EnrolmentBody, subject: Ed25519Signer) -> "Enrolment":
-        return cls(body, subject.sign("enrolment", encode(body)))
+    def make(cls, body: EnrolmentBody, subject: Ed25519Signer, invitation: Invitation) -> "Enrolment":
+        payload = encode(body)
+        invited = SigningKey(invitation.seed).sign("invited", payload)
+        return cls(body, subject.sign("enrolment", payload), invited)
 
     def verify(self) -> None:
-        verify(self.body.subject, "enrolment", encode(self.body), self.signature, "the enrolment")
+        payload = encode(self.body)
+        verify(self.body.subject, "enrolment", payload, self.signature, "the enrolment")
+        verify(self.body.invite.body.key, "invited", payload, self.invited, "the use of the invitation")
 
 
 class RenewalBody(Wire, frozen=True):
@@ -89,7 +107,7 @@ class RenewalBody(Wire, frozen=True):
     time_ms: UInt
 
 
-class Renewal(Wire, frozen=True):
+class Renewal(Wire, frozen=True, tag="renewal/1"):
     """A certified person asks for the current week's attributes; signed by the subject's own key."""
 
     body: RenewalBody
@@ -112,7 +130,7 @@ class KeyRequestBody(Wire, frozen=True):
     time_ms: UInt
 
 
-class KeyRequest(Wire, frozen=True):
+class KeyRequest(Wire, frozen=True, tag="key-request/1"):
     """Signed by the subject of the credential."""
 
     body: KeyRequestBody
@@ -127,7 +145,7 @@ class KeyRequest(Wire, frozen=True):
         verify(subject, "key-request", encode(self.body), self.signature, "the request for a key")
 
 
-class Issued(Wire, frozen=True):
+class Issued(Wire, frozen=True, tag="issued/1"):
     """An authority's answer: the joint public key as it knows it, and its part of the attribute key, sealed to the subject. Signed with
     the request that it answers."""
 
@@ -144,7 +162,7 @@ class Issued(Wire, frozen=True):
         verify(request.body.issuer, "issued", payload, self.signature, "the authority's answer")
 
 
-_decode_invite = Decoder(Invite, "an invitation", MAX_ENROLMENT)
+_decode_invitation = Decoder(Invitation, "an invitation", MAX_ENROLMENT)
 decode_enrolment = Decoder(Enrolment, "an enrolment", MAX_ENROLMENT)
 decode_renewal = Decoder(Renewal, "a renewal", 1 << 10)
 decode_key_request = Decoder(KeyRequest, "a request for a key", MAX_ENROLMENT)

@@ -6,10 +6,12 @@
 
 Signing and decryption key follow from the root, so whoever gives the root back (`crypto.guardians`) gives the person back; with a copy of the
 sealed files, their records too. A doctor's record-signing key is in a sealed file. Keys may also be outside, behind a signer command; then
-the home pins their public halves. Nothing in the folder is readable without the root; file names carry record ids, never names of people.
+the home pins their public halves. Nothing in the folder but the network is readable without the root, and the network cannot be exchanged
+without it, so a copy may lie with a stranger. File names carry record ids, never names of people.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -28,21 +30,26 @@ from crypto.errors import Conflict, Denied, NotFound, Unauthentic
 from crypto.schemes import read_attributes, read_public
 from crypto.seal import SealKey
 from crypto.sign import Ed25519Signer, SigningKey, domain_tag
+from protocol.genesis import Genesis
 from protocol.identity import CesKey, SignedCredential
+from protocol.network import Network
+from protocol.record import digest
 
 MAX_FILE = 256 << 20
 
 
 class _Secrets(Wire, frozen=True):
-    """What does not follow from the root: the record-signing key, or the public halves of keys that are outside."""
+    """What does not follow from the root: which network the home is of, the record-signing key, or the public halves of keys that are
+    outside."""
 
     suite: Literal["diptych-home/1"]
+    network: Bytes32
     ces: bytes | None
     outside_sign: Bytes32 | None
     outside_ces: CesKey | None
 
 
-class _Enrolled(Wire, frozen=True):
+class _Enrolled(Wire, frozen=True, tag="enrolled/1"):
     credential: SignedCredential
     attribute_key: bytes
     abe_public: bytes
@@ -67,7 +74,8 @@ class Home:
     ces: RecordSigner | None
 
     def __init__(self, path: Path, passphrase: bytes | None = None, outside: Outside = _NONE_OUTSIDE) -> None:
-        """Open; `NotFound` if there is none, `Denied` for a wrong passphrase or a missing outside key, `Conflict` for another one."""
+        """Open; `NotFound` if there is none, `Denied` for a wrong passphrase or a missing outside key, `Conflict` for another one or
+        another network."""
         if not (path / "master.key").exists():
             raise NotFound(f"{path} is not a Diptych home; make one with: diptych init")
         self.path = path
@@ -75,6 +83,11 @@ class Home:
         self._aead = AESGCM(_derived(self._root, "files"))
         self.network, self.chains = load_network(path / "network.toml")
         secrets = _decode_secrets(self.load("secrets"))
+        if secrets.network != _pin(self.network, self.chains):
+            raise Conflict(
+                f"the network and genesis files in {path} name other keys than those that the home was made with: "
+                "somebody may have exchanged them; restore them from a backup"
+            )
         self.seal = SealKey(_derived(self._root, "seal"))
         sign_key = outside.sign and outside.sign.public
         _check_pinned(secrets.outside_sign, sign_key, "signing key", "--signer-command")
@@ -103,13 +116,14 @@ class Home:
             path / "master.key"
         ).exists() or sealed:  # a lone secrets.sealed is of a `create` that was cut off
             raise Conflict(f"{path} holds a home already and is not overwritten; choose another folder")
-        found, _ = load_network(network)
+        found, chains = load_network(network)
         write(path / "network.toml", read(network), mode=0o644, replace=True)
         for chain in found.chains.values():
             text = read_text(network.parent / chain.genesis)
             write(path / chain.genesis, text.encode(), mode=0o644, replace=True)
         secrets = _Secrets(
             "diptych-home/1",
+            _pin(found, chains),
             CesSigner.generate(ces_suite).to_bytes() if ces_suite and not outside.ces else None,
             outside.sign.public if outside.sign else None,
             CesKey(outside.ces.suite, outside.ces.public) if outside.ces else None,
@@ -212,3 +226,10 @@ def _opened(aead: AESGCM, folder: Path, name: str) -> bytes:
 def _sealed(aead: AESGCM, name: str, content: bytes) -> bytes:
     nonce = os.urandom(12)
     return nonce + aead.encrypt(nonce, content, name.encode())
+
+
+def _pin(network: Network, chains: Mapping[str, Genesis]) -> bytes:
+    """Names what a home relies on in its network: the geneses and the keys of cloud and authorities. Addresses may change."""
+    geneses = sorted(genesis.hash for genesis in chains.values())
+    issuers = [service.key for _, service in network.issuers]
+    return digest("home-network", encode((geneses, network.cloud.key, issuers, network.authority_threshold)))

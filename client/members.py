@@ -16,7 +16,7 @@ from client.chain import ChainClient
 from client.terminal import Terminal
 from configs.files import load_network, read, read_key, read_text, write
 from configs.passphrases import passphrase_from
-from crypto.codec import Decoder, encode
+from crypto.codec import Decoder, Wire, encode
 from crypto.errors import Conflict, DiptychError, Malformed, NotFound
 from crypto.sign import SigningKey
 from protocol.block import Committee
@@ -26,7 +26,14 @@ from protocol.identity import ChainKind
 from protocol.index_key import IndexKey
 from protocol.tx import ChangeMembers
 
-decode_change = Decoder(ChangeMembers, "a change of members", 64 << 10)
+
+class _Change(Wire, frozen=True, tag="change-of-members/1"):
+    """What lies in the file that goes from admin to admin."""
+
+    change: ChangeMembers
+
+
+_decode_change = Decoder(_Change, "a change of members", 64 << 10)
 console = Terminal(stderr=True)
 app = typer.Typer(
     no_args_is_help=True,
@@ -146,7 +153,7 @@ def change(
     made = propose(chain.committee, [member_from_toml(p) for p in put or []], remove or [])
     check_holders(chain.index_key(), chain.committee, made)
     made = made.approve(chain.genesis, _key(key, passphrase_command))
-    write(out, encode(made), mode=0o644)
+    write(out, encode(_Change(made)), mode=0o644)
     _describe(chain.committee, made)
 
 
@@ -162,9 +169,9 @@ def sign(
 
     Example: `python3 run_node.py members sign change --network network.toml --chain storage --key admin-2.key`
     """
-    chain, made = _chain(network, kind), decode_change(read(file))
+    chain, made = _chain(network, kind), _decode_change(read(file)).change
     made = made.approve(chain.genesis, _key(key, passphrase_command))
-    write(file, encode(made), mode=0o644, replace=True)
+    write(file, encode(_Change(made)), mode=0o644, replace=True)
     _describe(chain.committee, made)
 
 
@@ -180,7 +187,7 @@ def submit_command(
 
     Example: `python3 run_node.py members submit change --network network.toml --chain storage --key admin-2.key`
     """
-    chain, made = _chain(network, kind), decode_change(read(file))
+    chain, made = _chain(network, kind), _decode_change(read(file)).change
     receipt = submit(chain, made, _key(key, passphrase_command))
     console.print(f"final at height {receipt.height}: {receipt.reason}")
 

@@ -54,7 +54,7 @@ class _Part(Wire, frozen=True):
     blob: BlobRef
 
 
-class StoredRecord(Wire, frozen=True):
+class StoredRecord(Wire, frozen=True, tag="stored-record/1"):
     """A record as its patient keeps it; `version` 0 means not stored yet. In `policies`, `@week` stands for the week in
     which a version is made."""
 
@@ -89,7 +89,7 @@ class StoredRecord(Wire, frozen=True):
         return found
 
 
-class _Pending(Wire, frozen=True):
+class _Pending(Wire, frozen=True, tag="pending/1"):
     """A version on its way: everything needed to send it, again if need be."""
 
     stored: StoredRecord

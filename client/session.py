@@ -9,7 +9,7 @@ import httpx2
 from client.chain import ChainClient, checked, http_client, now_ms
 from client.cloud import CloudClient
 from client.collect import collect_key
-from client.enrolment import Enrolment, EnrolmentBody, Invite, Renewal
+from client.enrolment import Enrolment, EnrolmentBody, Invitation, Renewal
 from client.home import Home
 from crypto.codec import encode
 from crypto.epoch import renewed, week_at
@@ -54,9 +54,10 @@ class Session:
         with ThreadPoolExecutor(max(1, len(listed))) as pool:
             return list(pool.map(act, listed))
 
-    def enrol(self, invitation: str) -> None:
+    def enrol(self, text: str) -> None:
         """Have the home's keys certified with an invitation; safe to repeat after a failure."""
-        invite = Invite.from_text(invitation)
+        invitation = Invitation.from_text(text)
+        invite = invitation.invite
         home, authority = self.home, bytes.fromhex(self.home.network.authority.key)
         invite.verify(authority)
         if (home.ces is None) == (invite.body.role == "doctor"):
@@ -66,7 +67,8 @@ class Session:
         if home.is_enrolled and home.credential.credential.role != invite.body.role:
             raise Conflict("this home is enrolled in another role already")
         ces = CesKey(home.ces.suite, home.ces.public) if home.ces else None
-        enrolment = Enrolment.make(EnrolmentBody(invite, home.sign.public, home.seal.public, ces), home.sign)
+        body = EnrolmentBody(invite, home.sign.public, home.seal.public, ces)
+        enrolment = Enrolment.make(body, home.sign, invitation)
         self.progress("asking the authority to certify the keys on both chains")
         self._ask_authority("enrol", encode(enrolment))
 

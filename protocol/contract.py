@@ -28,14 +28,14 @@ MAX_OBJECT = 64 << 10
 MEMBERS_KEY = b"members"
 
 
-class Person(Wire, frozen=True):
+class Person(Wire, frozen=True, tag="person/1"):
     """`signed` bears the authority's signature, so a client need not trust the node that shows it."""
 
     signed: SignedCredential
     is_revoked: bool
 
 
-class RecordEntry(Wire, frozen=True):
+class RecordEntry(Wire, frozen=True, tag="record-entry/1"):
     """A record on this chain: attested by its doctor (`version` 0), then published by its patient."""
 
     patient: Bytes32
@@ -48,7 +48,7 @@ class RecordEntry(Wire, frozen=True):
     time_ms: UInt
 
 
-class Receipt(Wire, frozen=True):
+class Receipt(Wire, frozen=True, tag="receipt/1"):
     """The contract's word on one transaction; `code` is for programs, `reason` for people."""
 
     tx: Bytes32

@@ -19,7 +19,7 @@ from protocol.quorum import MAX_MEMBERS
 from protocol.tx import ChangeMembers, Tx
 
 
-class Handover(Wire, frozen=True):
+class Handover(Wire, frozen=True, tag="handover/1"):
     """The end of an epoch, proved to whoever knows its members: the header of its last block, the headers from there to the one that
     `finalization` names, and the members that the last block's header commits to."""
 

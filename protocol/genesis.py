@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 import tomli_w
 
-from crypto.codec import Bytes32, Bytes48, Short, UInt, Wire, encode
+from crypto.codec import Bytes32, Bytes48, Short, UInt, Wire, check_named, encode
 from crypto.errors import Malformed
 from crypto.group import G1
 from protocol.identity import ChainKind
@@ -19,6 +19,10 @@ from protocol.quorum import MAX_MEMBERS, Mode
 from protocol.record import digest
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+\Z")]
+
+SUITE = "genesis/1"
+"""Stands first in the encoding and in the file. As everything signed on a chain leads back to the hash of its genesis, it says by which
+algorithms votes, certificates and the rows of a node's databases are made, which name none themselves."""
 
 
 class Member(Wire, frozen=True):
@@ -31,7 +35,7 @@ class Member(Wire, frozen=True):
     share_key: Bytes48
 
 
-class Genesis(Wire, frozen=True, dict=True):
+class Genesis(Wire, frozen=True, dict=True, gc=True, tag=SUITE):
     """`base_timeout_ms` is T0, `term_length` is L of docs/protocol.md; `authority` certifies identities. `members` are those of epoch 0: `admin_quorum` of the Ed25519 keys `admins` agree
     on the members of the next epoch (`protocol.epochs`); without admins they never change."""
 
@@ -83,13 +87,17 @@ def _hexed(value: object) -> Any:
 
 
 def to_toml(genesis: Genesis) -> str:
-    return tomli_w.dumps(_hexed(genesis))
+    return tomli_w.dumps({"suite": SUITE, **_hexed(genesis)})
 
 
 def from_toml(text: str) -> Genesis:
     """The genesis in `text`, or `Malformed` saying which field is wrong."""
     try:
         data = tomllib.loads(text)
+        suite = data.pop("suite")
+        check_named("a genesis file", str(suite), [SUITE])
+        if suite != SUITE:
+            raise ValueError(f"its suite is not {SUITE}")
         data = {
             **data,
             "authority": bytes.fromhex(data["authority"]),
@@ -100,9 +108,8 @@ def from_toml(text: str) -> Genesis:
             "admins": [bytes.fromhex(key) for key in data.get("admins", [])],
         }
         members = [_ordered(Member, m) for m in data.pop("members")]
-        return msgspec.convert(
-            _ordered(Genesis, {**data, "members": members}), Genesis, builtin_types=(bytes,)
-        )
+        fields = _ordered(Genesis, {**data, "members": members})
+        return msgspec.convert([SUITE, *fields], Genesis, builtin_types=(bytes,))
     except KeyError as error:
         raise Malformed(f"the genesis file lacks the field {error}") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -110,11 +117,12 @@ def from_toml(text: str) -> Genesis:
 
 
 def _named(fault: str) -> str:
-    """The sentence of msgspec with fields in place of positions in the array: `$[3][0][1]` is `members[0].key`."""
+    """The sentence of msgspec with fields in place of positions in the array: `$[4][0][1]` is `members[0].key`, as the
+    suite is the first."""
     fault = re.sub(
-        r"\$\[3\]\[(\d+)\]\[(\d)\]", lambda m: f"members[{m[1]}].{Member.__struct_fields__[int(m[2])]}", fault
+        r"\$\[4\]\[(\d+)\]\[(\d)\]", lambda m: f"members[{m[1]}].{Member.__struct_fields__[int(m[2])]}", fault
     )
-    return re.sub(r"\$\[(\d+)\]", lambda m: Genesis.__struct_fields__[int(m[1])], fault)
+    return re.sub(r"\$\[(\d+)\]", lambda m: Genesis.__struct_fields__[int(m[1]) - 1], fault)
 
 
 def _ordered(kind: type[msgspec.Struct], data: dict[str, Any]) -> list[Any]:

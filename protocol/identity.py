@@ -38,7 +38,7 @@ class Credential(Wire, frozen=True):
     not_after_ms: UInt
 
 
-class SignedCredential(Wire, frozen=True):
+class SignedCredential(Wire, frozen=True, tag="credential/1"):
     credential: Credential
     signature: Bytes64
 
@@ -57,7 +57,7 @@ class SignedCredential(Wire, frozen=True):
 decode_credential = Decoder(SignedCredential, "a credential", 16 << 10)
 
 
-class Ticket(Wire, frozen=True):
+class Ticket(Wire, frozen=True, tag="ticket/1"):
     """A chain's leave for one requester to fetch one record version from the cloud until `expires_ms`."""
 
     chain_id: Short
@@ -104,7 +104,7 @@ class SignedTicket(Wire, frozen=True):
         return self.ticket
 
 
-class Release(Wire, frozen=True):
+class Release(Wire, frozen=True, tag="release/1"):
     """One node's answer to a granted request: its signature on the ticket, the index entry as it stands on chain with the digest of the
     rule that it was encrypted for, and the node's decryption share (`crypto.tdh2`), sealed to the requester.
 

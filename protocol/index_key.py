@@ -42,7 +42,7 @@ Numbers = Annotated[tuple[Number, ...], msgspec.Meta(max_length=MAX_MEMBERS)]
 """Places among dealers or holders, in ascending order."""
 
 
-class IndexKey(Wire, frozen=True):
+class IndexKey(Wire, frozen=True, tag="index-key/1"):
     """The key that index entries are encrypted to, and who holds shares of it: holder i is `holders[i]`. `commitments` are those of
     the polynomial behind it (`crypto.sharing`), the key itself first; `dealers` are those of its `round` who count."""
 
@@ -75,7 +75,7 @@ class IndexKey(Wire, frozen=True):
         return _place(self.holders, key)
 
 
-class SignedIndexKey(Wire, frozen=True):
+class SignedIndexKey(Wire, frozen=True, tag="signed-index-key/1"):
     """One member's word on what the index key is. A client believes a quorum of them."""
 
     key: IndexKey
@@ -93,7 +93,7 @@ class SignedIndexKey(Wire, frozen=True):
         )
 
 
-class KeyRound(Wire, frozen=True):
+class KeyRound(Wire, frozen=True, tag="key-round/1"):
     """A round that is under way. Its dealers are the holders of the current key or, if there is none yet, its own holders. The
     deadline is None before the first dealing."""
 
@@ -110,7 +110,7 @@ class KeyRound(Wire, frozen=True):
 decode_index_key = Decoder(IndexKey, "an index key", 64 << 10)
 decode_signed_index_key = Decoder(SignedIndexKey, "a signed index key", 64 << 10)
 _decode_round = Decoder[KeyRound | None](KeyRound | None, "a round of the index key", 64 << 10)  # type: ignore[arg-type]
-_decode_dealing = Decoder(Dealing, "a dealing", 64 << 10)
+_decode_dealing = Decoder(Dealing, "a dealing", 64 << 10, dkg.SUITE)
 
 _KEY, _ROUND = b"index-key", b"index-key/round"
 

@@ -53,7 +53,7 @@ class SealedPart(Wire, frozen=True):
     wrapped_key: Annotated[bytes, msgspec.Meta(max_length=256)]
 
 
-class Envelope(Wire, frozen=True):
+class Envelope(Wire, frozen=True, tag="envelope/1"):
     """An access class of one record version: who may open it (`policy`), the CP-ABE `header` that carries the class key,
     the parts whose keys the class key wraps, and the extracted signature over just these parts (without its tags, which
     travel inside the parts)."""
@@ -67,7 +67,7 @@ class Envelope(Wire, frozen=True):
     extract: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
 
 
-class View(Wire, frozen=True):
+class View(Wire, frozen=True, tag="view/1"):
     """What one chain's index points at: the envelopes of a record version that readers on this chain may fetch."""
 
     chain_id: Short
@@ -86,7 +86,7 @@ class View(Wire, frozen=True):
         return digest("view-commit", encode(self))
 
 
-class Index(Wire, frozen=True):
+class Index(Wire, frozen=True, tag="index/1"):
     """The index entry that goes encrypted onto a chain: the address and the patient's signature on it (eqs. 6, 7)."""
 
     chain_id: Short
@@ -118,7 +118,7 @@ class UploadBody(Wire, frozen=True):
     time_ms: UInt
 
 
-class Upload(Wire, frozen=True):
+class Upload(Wire, frozen=True, tag="upload/1"):
     body: UploadBody
     signature: Bytes64
 
@@ -132,7 +132,7 @@ class Upload(Wire, frozen=True):
         verify(subject, "upload", encode(self.body), self.signature, "the upload")
 
 
-class UploadReceipt(Wire, frozen=True):
+class UploadReceipt(Wire, frozen=True, tag="upload-receipt/1"):
     """The cloud's word that the views and all they need are on its disk."""
 
     addresses: tuple[Bytes32, ...]
@@ -168,7 +168,7 @@ class DownloadBody(Wire, frozen=True):
     nonce: Bytes16
 
 
-class Download(Wire, frozen=True):
+class Download(Wire, frozen=True, tag="download/1"):
     body: DownloadBody
     signature: Bytes64
 
@@ -181,7 +181,7 @@ class Download(Wire, frozen=True):
         verify(self.body.requester, "download", encode(self.body), self.signature, "the download request")
 
 
-class DownloadHead(Wire, frozen=True):
+class DownloadHead(Wire, frozen=True, tag="download-head/1"):
     """The head of an answer; the raw bytes of `blobs` follow in this order."""
 
     view: View

@@ -164,7 +164,7 @@ class TxBody(Wire, frozen=True):
     action: Action
 
 
-class Tx(Wire, frozen=True):
+class Tx(Wire, frozen=True, tag="tx/1"):
     body: TxBody
     signature: Bytes64
 

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 from client_world import network_files
 
@@ -11,6 +12,7 @@ from configs.files import change_passphrase
 from crypto import ces, guardians
 from crypto.errors import Conflict, Denied, NotFound, Unauthentic
 from crypto.sign import SigningKey
+from protocol.network import Service, to_toml
 
 
 @pytest.fixture
@@ -140,3 +142,37 @@ def test_a_home_whose_keys_are_outside_wants_exactly_those(tmp_path, network):
     inside = Home.create(tmp_path / "inside", network, None)
     with pytest.raises(Conflict, match="leave --signer-command away"):
         Home(inside.path, None, Outside(token))
+
+
+def test_who_keeps_a_copy_of_a_home_cannot_move_it_to_a_network_of_their_own(tmp_path, network):
+    """They could have records sealed under their own CP-ABE key, or the index opened by their own nodes."""
+    home = Home.create(tmp_path / "home", network, None, b"passphrase")
+    theirs = network_files(tmp_path / "theirs", SigningKey(b"t" * 32))
+    for file in theirs.parent.iterdir():
+        shutil.copy(file, home.path)
+    with pytest.raises(Conflict, match="exchanged"):
+        Home(home.path, b"passphrase")
+    for file in network.parent.iterdir():
+        shutil.copy(file, home.path)
+    assert keys_of(Home(home.path, b"passphrase")) == keys_of(home)
+
+
+def test_a_home_follows_addresses_but_no_other_key(tmp_path, network):
+    home = Home.create(tmp_path / "home", network, None)
+
+    def names(**changed: object) -> None:
+        told = msgspec.structs.replace(home.network, **changed)
+        (home.path / "network.toml").write_text(to_toml(told))
+
+    names(cloud=Service("https://cloud.example", home.network.cloud.key))
+    assert keys_of(Home(home.path)) == keys_of(home)
+    stranger = Service(home.network.cloud.url, SigningKey(b"s" * 32).public.hex())
+    several = {"a": home.network.authority, "b": stranger}
+    for changed in (
+        {"cloud": stranger},
+        {"authority": stranger},
+        {"authorities": several, "authority_threshold": 2},
+    ):
+        names(**changed)
+        with pytest.raises(Conflict, match="exchanged"):
+            Home(home.path)

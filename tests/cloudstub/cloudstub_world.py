@@ -32,6 +32,7 @@ from protocol.record import (
     View,
     decode_download_head,
 )
+from tests.dealer import share_point
 
 NOW = 1_760_000_000_000
 CHAINS = ("storage-1", "sharing-1")
@@ -45,7 +46,6 @@ def key(name: str) -> SigningKey:
 AUTHORITY, CLOUD, PATIENT, OTHER_PATIENT, READER = (
     key(n) for n in ("authority", "cloud", "patient", "other-patient", "reader")
 )
-from tests.dealer import share_point
 
 NODES = {chain: [key(f"{chain}-node-{i}") for i in range(4)] for chain in CHAINS}
 

@@ -59,11 +59,14 @@ def with_line(start: str, line: str) -> str:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("", "lacks the field 'authority'"),
+        ("", "lacks the field 'suite'"),
+        (with_line("suite", 'suite = "genesis/2"'), r"of suite genesis/2, .* \(it knows genesis/1\); update"),
+        (with_line("suite", 'suite = "tx/1"'), "a genesis file was expected, and this is of suite tx/1"),
+        (with_line("suite", "suite = 1"), "its suite is not genesis/1"),
         ("chain_id = ", "not valid"),
         ("x = " + "[" * 50_000, "not valid"),
-        ("members = 3\nauthority = ''", "not valid"),
-        ("members = [1]\nauthority = ''", "not valid"),
+        ("suite = 'genesis/1'\nmembers = 3\nauthority = ''", "not valid"),
+        ("suite = 'genesis/1'\nmembers = [1]\nauthority = ''", "not valid"),
         (TEXT.replace("chain_id", "chain"), "unknown field 'chain'"),
         (with_line("chain_id", ""), "'chain_id'"),
         (with_line("authority", ""), "'authority'"),
