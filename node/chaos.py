@@ -209,7 +209,7 @@ def admin(node: Node, faults: Faults, key: Ed25519Signer) -> Route:
             raise Malformed("send the faults with content-type application/json")
         try:
             order = _decode_order.decode(await read_body(request, MAX_ORDER))
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise Malformed(f"the faults are not valid: {error}") from None
         committee = node.core.committee
         unknown = {*order.links, *order.cut} - {m.name for m in committee.members}

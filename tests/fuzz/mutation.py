@@ -46,7 +46,8 @@ def _edit(node: Any, rng: random.Random, whole: Any) -> Any:
         case bool():
             return not node
         case int():
-            return rng.choice((rng.choice(EDGES), node + 1, node - 1, node ^ (1 << rng.randrange(16))))
+            other = rng.choice((rng.choice(EDGES), node + 1, node - 1, node ^ (1 << rng.randrange(16))))
+            return min(max(other, -(2**63)), 2**64 - 1)  # what msgpack has room for
         case bytes():
             inner = _tree(node)
             return encode(_edit(inner, rng, inner)) if inner and rng.random() < 0.7 else _bytes(node, rng)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import random
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
@@ -20,13 +21,14 @@ import node.api as node_api
 from client.audit import audit
 from client.chain import ChainClient
 from client.cloud import _read_download, _Reader
+from client.diagnosis import diagnose
 from cloudstub.server import create_app as cloud_app
 from configs.faults import NodeFaults
 from crypto.codec import Decoder, encode
 from crypto.errors import DiptychError
 from node import daemon
 from node.backup import MANIFEST, Manifest, backup, restore
-from node.chaos import ChaosNet, Faults, admin
+from node.chaos import Faults, admin
 from node.daemon import Node, decode_batch
 from node.frames import HEADER, PING
 from node.ledger import Ledger
@@ -37,7 +39,7 @@ from node.tls import _Link as TlsLink
 from protocol import merkle
 from protocol.block import Chain, Message, Proposal, Status, Vote, Votes, decode_message
 from protocol.contract import decode_person, decode_receipt, decode_record
-from protocol.core import Core, Finalized, Halted, Record, Restored, SaveBlock, SaveVote, Send, genesis_tip
+from protocol.core import Core, Finalized, Halted, Record, Restored, SaveBlock, SaveVote, Send, anchor_tip
 from protocol.identity import decode_release
 from protocol.mempool import Mempool
 from protocol.network import ChainAddresses, NodeAddress
@@ -51,11 +53,13 @@ from protocol.record import (
 )
 from protocol.tx import Request, decode_tx
 from tests.cloudstub import cloudstub_world as cloud_world
+from tests.fuzz.examples import example
 from tests.fuzz.recorded import COMMITTEE, GENESIS, KEYS, LIAR, ME, chain_messages, transaction
-from tests.fuzz.targets import NOW, SCRATCH, SEAL, USER, objects, refused, target, transactions
+from tests.fuzz.targets import NOW, SCRATCH, SEAL, TARGETS, USER, refused, target, transactions
 from tests.simulation.cluster import WALL0
 from tests.simulation.oracle import Invariants
 
+__all__ = ["TARGETS", "stop"]
 NAMES = [m.name for m in GENESIS.members]
 MAX_MESSAGE = 4 << 20
 
@@ -116,9 +120,9 @@ def consensus(data: bytes) -> None:
     """The core among two honest members and a liar: I1 to I9 hold, nothing is halted, nobody honest is accused, every effect travels."""
     with refused:
         steps = _decode_steps(data)[:64]
-        oracle = Invariants(GENESIS, frozenset({LIAR}))
+        oracle = Invariants(GENESIS, frozenset({LIAR}), len(KEYS))
         oracle._bodies |= {m.block.header.id: {1, 2, 3} for m in chain_messages() if isinstance(m, Proposal)}
-        now, restored = 0.0, Restored(genesis_tip(COMMITTEE))
+        now, restored = 0.0, Restored(anchor_tip(COMMITTEE))
         core = Core(COMMITTEE, KEYS[ME], Mempool(GENESIS.chain_id), restored, now, WALL0, bytes(32))
         oracle.starts(ME, core, restored)
         for number, step in enumerate(steps):
@@ -144,7 +148,7 @@ def _check(core: Core, oracle: Invariants) -> None:
     for effect in effects:
         match effect:
             case Send(_, message):
-                oracle.sends(ME, message)
+                oracle.sends(ME, core, message)
                 raw = encode(message)
                 assert len(raw) <= MAX_MESSAGE
                 assert decode_message(raw) == message
@@ -205,16 +209,24 @@ class Running:
         self.net = QuietNet()
         self.node = self.loop.run_until_complete(self._start())
         daemon.wall_ms = lambda: NOW
-        chaos = ChaosNet(self.net, Faults(self.net.me))
         node_api.MAX_WAIT_S = 0.01
         self.app = node_api.create_app(self.node)
-        self.app.router.routes.append(admin(self.node, chaos, KEYS[ME]))
+        self.app.router.routes.append(admin(self.node, Faults(self.net.me), KEYS[ME]))
         self.cloud = cloud_app(cloud_world.config(SCRATCH / "cloud", cloud_world.Clock()))
         self._life = self.cloud.router.lifespan_context(self.cloud)
         self.loop.run_until_complete(self._life.__aenter__())
 
     async def _start(self) -> Node:
-        made = Node(GENESIS, KEYS[ME], SEAL, self.net, SCRATCH / "node", SCRATCH / "node.journal")
+        made = Node(
+            GENESIS,
+            NAMES[ME],
+            [KEYS[ME]],
+            SEAL,
+            lambda peers: self.net,
+            lambda: {name: NodeAddress("127.0.0.1:1", "http://127.0.0.1:1") for name in NAMES},
+            SCRATCH / "node",
+            SCRATCH / "node.journal",
+        )
         await made.start()
         return made
 
@@ -416,7 +428,9 @@ async def call(app: Starlette, given: Call) -> int:
     shown = bytearray()
 
     async def receive() -> dict[str, Any]:
-        body, more = pieces.pop(0) if pieces else (b"", False)
+        if not pieces:
+            await asyncio.Event().wait()  # the client stays
+        body, more = pieces.pop(0)
         return {"type": "http.request", "body": body, "more_body": more}
 
     async def send(message: Any) -> None:
@@ -457,7 +471,8 @@ def node_requests() -> list[bytes]:
     paths += (f"v1/identity/{key}", f"v1/record/{key[:32]}", f"v1/release/{key}")
     calls += [Call(0, path, b"", "", b"") for path in paths]
     calls += [Call(0, f"v1/record/{key[:32]}/log", b"after=12.0", "", b"")]
-    calls += [Call(2, "chaos", b"", "application/json", msgspec.json.encode(order))]
+    bodies = (msgspec.json.encode(order), b'{"\xde": 1}')
+    calls += [Call(2, "chaos", b"", "application/json", body) for body in bodies]
     return list(map(encode, calls))
 
 
@@ -517,10 +532,7 @@ _decode_answers = Decoder(tuple[Answer, ...], "answers", 1 << 18)
 
 def answers() -> list[bytes]:
     """What nodes say, each kind for all questions."""
-    receipt, person, entry, release = (
-        next(o for o in objects() if _is(decode, o))
-        for decode in (decode_receipt, decode_person, decode_record, decode_release)
-    )
+    receipt, person, entry, release = map(one, (decode_receipt, decode_person, decode_record, decode_release))
     shown = [{"encoded": o.hex()} for o in (receipt, person, entry)]
     log = {"receipts": [], "encoded": [receipt.hex()], "next": "5.0"}
     problem = {"type": "about:blank", "detail": "full"}
@@ -536,11 +548,8 @@ def answers() -> list[bytes]:
     return [encode((answer,)) for answer in made] + [encode(tuple(made)), encode((made[3], made[4]))]
 
 
-def _is(decode: Callable[[bytes], object], data: bytes) -> bool:
-    with refused:
-        decode(data)
-        return True
-    return False
+def one(decode: Decoder[Any]) -> bytes:
+    return encode(example(decode._decoder.type, random.Random(1)))
 
 
 @target(answers)
@@ -567,6 +576,7 @@ def client_answered(data: bytes) -> None:
         client = ChainClient(GENESIS, addresses)
         client.close()
         client._http = httpx2.Client(transport=httpx2.MockTransport(answer))
+        client._members._asked = float("inf")  # whom it asks about the members has targets of its own
         key = bytes(32)
         asks: list[Callable[[], object]] = [
             lambda: client.receipt(key),
@@ -574,7 +584,7 @@ def client_answered(data: bytes) -> None:
             lambda: client.person(key),
             lambda: client.credential(key),
             lambda: client.access_log(bytes(16)),
-            client.status,
+            lambda: diagnose(COMMITTEE, client.status()),
             lambda: client.release(key, SEAL, seconds=0),
             lambda: client.send(USER, Request(bytes(16), "research"), seconds=0.001),
         ]
@@ -590,14 +600,14 @@ def _headers(given: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def downloads() -> list[bytes]:
-    head = next(o for o in objects() if _is(decode_download_head, o))
+    head = one(decode_download_head)
     return [len(head).to_bytes(4, "big") + head, (5).to_bytes(4, "big") + b"short"]
 
 
 @target(downloads, is_tree=False)
 def cloud_answered(data: bytes) -> None:
     """A cloud that lies to a reader."""
-    index = decode_index(next(o for o in objects() if _is(decode_index, o)))
+    index = decode_index(one(decode_index))
     with refused:
         _read_download(index, (), _Reader(iter([data[:10], data[10:]])))
 
@@ -622,7 +632,7 @@ def disk() -> Path:
     folder = SCRATCH / "disk"
     if not folder.exists():
         page = next(m for m in chain_messages() if isinstance(m, Chain))
-        store, ledger = Store(folder / "data", COMMITTEE), Ledger(folder / "data", GENESIS)
+        store, ledger = Store(folder / "data", GENESIS), Ledger(folder / "data", GENESIS)
         blocks = tuple((block, ()) for block in page.blocks)
         votes = [SaveVote(COMMITTEE.sign(KEYS[ME], ME, "nullify", view, None)) for view in (1, 90)]
         store.apply([*map(SaveBlock, page.blocks), Finalized(blocks, page.finalization), *votes])
@@ -705,7 +715,7 @@ def journals_opened(data: bytes) -> None:
 
 def _open(folder: Path) -> None:
     """As a node does."""
-    store = Store(folder, COMMITTEE)
+    store = Store(folder, GENESIS)
     try:
         ledger = Ledger(folder, GENESIS)
         restored = store.load()

@@ -5,28 +5,33 @@ inside the target. `tests.fuzz.systems` has the targets over running parts.
 """
 
 import contextlib
+import random
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import zstandard
 
-from client import audit, doctor, enrolment, home, patient, reader
+from client import audit, cli, enrolment  # noqa: F401 - cli imports all of the client, for its decoders
 from client.chaos.scenario import load_scenario
 from client.fhir import join, load_profile, minify, read_bundle, split
 from client.fhir.profile import Profile
 from configs.settings import CloudSettings, NetworkSettings, NodeSettings
-from crypto import ces, fabeo, keyfile, parts, policy
+from crypto import abe, ceas, ces, keyfile, parts, policy
 from crypto.codec import Decoder, encode
 from crypto.errors import DiptychError
-from crypto.group import G1, G2, GT
+from crypto.group import G1, G1_GENERATOR, G2, G2_GENERATOR
+from crypto.schemes import SCHEMES
 from crypto.seal import SealKey, seal
 from crypto.sign import SigningKey
-from node import api, chaos, daemon
-from protocol import block, contract, evidence, genesis, identity, network, record, tx
+from protocol import contract, evidence, genesis, identity, network, tx
 from protocol.mempool import Mempool
+from tests.fuzz.examples import example
 from tests.fuzz.recorded import COMMITTEE, GENESIS, KEYS, LIAR, chain_messages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,24 +78,15 @@ refused = contextlib.suppress(DiptychError)
 
 # --- wire objects and stored objects: decoded means canonical -----------------------------------------------------------------
 
-MODULES = (
-    api,
-    audit,
-    block,
-    ces,
-    chaos,
-    contract,
-    daemon,
-    doctor,
-    enrolment,
-    evidence,
-    fabeo,
-    home,
-    identity,
-    keyfile,
-)
-MODULES += (patient, reader, record, tx)
-DECODERS = list({id(d): d for m in MODULES for d in vars(m).values() if isinstance(d, Decoder)}.values())
+
+@cache
+def decoders() -> list[Decoder[Any]]:
+    """Every one of every module that is imported by now."""
+    ours = [m for name, m in sorted(sys.modules.items()) if name.partition(".")[0] in PACKAGES]
+    return list({id(d): d for m in ours for d in vars(m).values() if isinstance(d, Decoder)}.values())
+
+
+PACKAGES = ("crypto", "protocol", "configs", "node", "cloudstub", "client")
 
 
 def credential(
@@ -123,76 +119,17 @@ def transactions() -> list[bytes]:
     ]
 
 
-def record_header() -> ces.Header:
-    names = ("m0", "m1", "m2")
-    rules = (ces.Rule("least", (0, 1), 1),)
-    return ces.Header(ces.ED25519, RECORD, PATIENT.public, DOCTOR.public, NOW, names, "safe", rules)
-
-
 def objects() -> list[bytes]:
-    """One of each kind of object at least."""
-    ref, part = record.BlobRef(bytes(32), 5), record.SealedPart(1, 1, record.BlobRef(bytes(32), 9), b"w" * 60)
-    view = record.View(GENESIS.chain_id, RECORD, 1, PATIENT.public, b"s" * 32, (ref,))
-    index = record.Index.make(view, PATIENT)
-    ticket = identity.Ticket(GENESIS.chain_id, bytes(32), RECORD, 1, bytes(32), USER.public, "research", NOW)
-    signature = identity.TicketSignature(1, bytes(64))
-    upload = record.Upload.make(
-        record.UploadBody(credential(PATIENT, "patient"), (view,), (ref,), NOW), PATIENT
-    )
-    body = record.DownloadBody(
-        index, identity.SignedTicket(ticket, (signature,)), USER.public, (bytes(32),), NOW, b"n" * 16
-    )
-    invitation = enrolment.Invitation.make("doctor", ("role:doctor",), NOW, b"i" * 32, AUTHORITY)
-    ask = enrolment.EnrolmentBody(
-        invitation.invite, DOCTOR.public, SEAL.public, identity.CesKey(ces.ED25519, DOCTOR.public)
-    )
-    messages = (b"{}", b"one", b"two")
-    signed = ces.sign(record_header(), messages, ces.CesSigner(DOCTOR))
-    raws = transactions()
-    receipt = contract.Receipt(
-        tx.decode_tx(raws[0]).id, 1, 0, NOW, "x", USER.public, RECORD, "research", True, "allowed", "why"
-    )
-    master = fabeo.MasterKey(7)
-    votes = [COMMITTEE.sign(KEYS[1], 1, "notarize", 5, b * 32) for b in (b"x", b"y")]
-    pair = evidence.Evidence("E1", *votes)
-    wire = [
-        record.Envelope(RECORD, 1, "shared", "role:user", b"h" * 96, (part,), b"x"),
-        view,
-        index,
-        upload,
-        record.UploadReceipt.make(upload, NOW, AUTHORITY),
-        record.Download.make(body, USER),
-        record.DownloadHead(view, (b"envelope",), (ref,)),
-        receipt,
-        contract.Person(credential(USER, "user"), False),
-        contract.RecordEntry(PATIENT.public, DOCTOR.public, bytes(32), 1, bytes(32), b"", None, NOW),
-        ticket,
-        identity.Release(ticket, signature, b"sealed"),
-        credential(DOCTOR, "doctor"),
-        invitation.invite,
-        invitation,
-        enrolment.Enrolment.make(ask, DOCTOR, invitation),
-        enrolment.Enrolled.make(credential(USER, "user"), master.public.to_bytes(), b"sealed", AUTHORITY),
-        signed,
-        signed.header,
-        signed.extract(messages, [0, 2]),
-        doctor.Record(signed, messages),
-        pair,
-        audit.EvidenceFile("diptych/evidence/1", GENESIS.hash, (pair,)),
-        tuple(raws[:3]),
-        None,
-        7,
-    ]
-    secrets = [master.to_bytes(), master.public.to_bytes(), master.issue(["role:user", "org:x"]).to_bytes()]
-    secrets += [ces.CesSigner(DOCTOR).to_bytes(), keyfile.seal(b"secret", None)]
-    secrets.append(fabeo.encapsulate(master.public, "role:user", b"here")[0])
-    return [*map(encode, wire), *secrets, *raws, *map(encode, chain_messages())]
+    """Some of every kind that is decoded anywhere, made up, and the messages of a true run."""
+    rng = random.Random(1)
+    made = [example(decode._decoder.type, rng) for decode in decoders() for _ in range(4)]
+    return [*map(encode, made), *map(encode, chain_messages())]
 
 
 @target(objects)
 def wire_objects(data: bytes) -> None:
     """Whatever a decoder takes encodes to the same bytes again, and is of at most as many kinds as it should."""
-    for decode in DECODERS:
+    for decode in decoders():
         with refused:
             assert encode(decode(data)) == data
 
@@ -249,6 +186,21 @@ def policies_parsed(data: bytes) -> None:
         weights = policy.coefficients(found, frozenset(found.leaves), 2**61 - 1)
         assert weights is not None
         assert sum(shares[leaf] * weight for leaf, weight in weights.items()) % (2**61 - 1) == 5
+
+
+RULE, RULE_NAMES = "if(a, least(1, b, all(c, d)))", {name: [n] for n, name in enumerate("abcde")}
+
+
+@target(
+    lambda: [RULE.encode(), b"never(a, b)", b"together(a, c, e)", b"any(a, least(2, b, c, d))", b"a" * 9000],
+    is_tree=False,
+    max_bytes=4096,
+)
+def rules_parsed(data: bytes) -> None:
+    """A doctor's extraction rule: its text says the same again, and it decides about every selection."""
+    with refused:
+        found = ceas.parse(data.decode(errors="replace"), RULE_NAMES, 5)
+        assert ceas.parse(ceas.text(found, 5, "abcde".__getitem__), RULE_NAMES, 5) == found
 
 
 def toml_files() -> list[bytes]:
@@ -329,75 +281,99 @@ def records_exported(data: bytes) -> None:
 
 # --- cryptographic objects --------------------------------------------------------------------------------------------------------
 
-MASTER = fabeo.MasterKey(11)
-ATTRIBUTES = MASTER.issue(["role:user", "org:x", "a:b"])
 POLICY, PLACE = "role:user and (org:x or a:b) or 2 of (role:user, org:y, a:b)", b"place"
-HEADER, CLASS_KEY = fabeo.encapsulate(MASTER.public, POLICY, PLACE)
+MASTERS = [scheme.master.generate() for scheme in SCHEMES.values()]
+KEYS_OF = {m.suite: m.issue(["role:user", "org:x", "a:b"]) for m in MASTERS}
+SEALED = {m.suite: abe.encapsulate(m.public, POLICY, PLACE) for m in MASTERS}
 
 
 def abe_objects() -> list[bytes]:
-    return [HEADER, MASTER.public.to_bytes(), MASTER.to_bytes(), ATTRIBUTES.to_bytes()]
+    headers = [header for header, _ in SEALED.values()]
+    return [*headers, *(o.to_bytes() for m in MASTERS for o in (m, m.public, KEYS_OF[m.suite]))]
 
 
 @target(abe_objects)
 def abe_objects_opened(data: bytes) -> None:
     """Keys decode to themselves; a header opens to its key exactly if it is the one that was made."""
-    for kind in (fabeo.PublicKey, fabeo.MasterKey, fabeo.AttributeKey):
+    for scheme, master in zip(SCHEMES.values(), MASTERS, strict=True):
+        header, key = SEALED[master.suite]
+        for kind in (scheme.master, scheme.public, scheme.attributes):
+            with refused:
+                assert kind.from_bytes(data).to_bytes() == data
         with refused:
-            assert kind.from_bytes(data).to_bytes() == data
-    with refused:
-        key = fabeo.decapsulate(MASTER.public, ATTRIBUTES, POLICY, data, PLACE)
-        assert (data, key) == (HEADER, CLASS_KEY)
-    with refused:
-        assert (
-            fabeo.decapsulate(MASTER.public, fabeo.AttributeKey.from_bytes(data), POLICY, HEADER, PLACE)
-            == CLASS_KEY
-        )
+            opened = abe.decapsulate(master.public, KEYS_OF[master.suite], POLICY, data, PLACE)
+            assert (data, opened) == (header, key)
+        with refused:
+            other = scheme.attributes.from_bytes(data)
+            assert abe.decapsulate(master.public, other, POLICY, header, PLACE) == key
 
 
-@target(
-    lambda: [p.to_bytes() for p in (G1.from_bytes(MASTER._base.to_bytes()), MASTER.public.element)],
-    is_tree=False,
-    max_bytes=576,
-)
+@target(lambda: [(G1_GENERATOR * 5).to_bytes(), (G2_GENERATOR * 5).to_bytes()], is_tree=False, max_bytes=192)
 def group_elements(data: bytes) -> None:
-    for kind in (G1, G2, GT):
+    for kind in (G1, G2):
         with refused:
             assert kind.from_bytes(data).to_bytes() == data
 
 
-def signatures() -> list[bytes]:
-    messages = (b"{}", b"one", b"two")
-    signed = ces.sign(record_header(), messages, ces.CesSigner(DOCTOR))
-    return [encode([signed, messages, [0, 2]]), encode([signed, messages, [0, 1, 2]])]
+MESSAGES = tuple(b"part %d" % n for n in range(5))
+SIGNED = [
+    ces.sign(
+        MESSAGES,
+        ces.CesSigner(DOCTOR),
+        record=RECORD,
+        patient=PATIENT.public,
+        doctor=DOCTOR.public,
+        created_ms=NOW,
+        profile="safe",
+        rules=[ceas.parse(RULE, RULE_NAMES, len(MESSAGES))],
+        form=form,
+    )
+    for form in ("flat", "merkle")
+]
 
 
-class _Signed(msgspec.Struct, array_like=True):
+class _Extracted(msgspec.Struct, array_like=True):
+    """A selection cut from a signature by whoever holds it, and a smaller one cut from that."""
+
     signature: ces.FullSignature
     messages: tuple[bytes, ...]
     keep: tuple[int, ...]
+    smaller: tuple[int, ...]
+
+
+_decode_extracted = Decoder(_Extracted, "a signature with its parts", 1 << 18)
+
+
+def signatures() -> list[bytes]:
+    selections = (((0, 1, 2, 3, 4), (0, 4)), ((0, 2), (2,)))
+    return [encode(_Extracted(s, MESSAGES, *keep)) for s in SIGNED for keep in selections]
 
 
 @target(signatures)
 def signatures_extracted(data: bytes) -> None:
-    """A record signature: verified, extracted and reduced; true means unchanged, and an extract of the true verifies."""
+    """What verifies is what was signed; a true signature's extracts verify, and a false one's do not."""
+    key = (ces.ED25519, DOCTOR.public)
     with refused:
-        given = Decoder(_Signed, "a signature with its parts", 1 << 20)(data)
-        true = Decoder(_Signed, "a signature with its parts", 1 << 20)(signatures()[0])
+        given = _decode_extracted(data)
+        signature, messages = given.signature, given.messages
         is_true = False
         with refused:
-            ces.verify_full(given.signature, given.messages, ces.ED25519, DOCTOR.public)
+            ces.verify_full(signature, messages, *key)
             is_true = True
-        if is_true:
-            assert given.messages == true.messages
-            assert given.signature.header == true.signature.header
-        extract = given.signature.extract(given.messages, given.keep)
-        opened = {i: (given.signature.tags[i], given.messages[i]) for i in extract.kept}
-        with refused:
-            ces.verify(extract, opened, (ces.ED25519, DOCTOR.public))
-            assert is_true
-        smaller = extract.reduce(opened, given.keep[:1])
-        assert ces.decode_extract(encode(smaller)) == smaller
+        assert not is_true or (messages == MESSAGES and signature.header in [s.header for s in SIGNED])
+        extract = signature.extract(messages, given.keep)
+        assert ces.decode_extract(encode(extract)) == extract
+        for cut in (extract, extract.reduce(_opened(signature, messages, extract), given.smaller)):
+            try:
+                ces.verify(cut, _opened(signature, messages, cut), key)
+            except DiptychError:
+                assert not is_true
+            else:
+                assert all(messages[i] == MESSAGES[i] for i in cut.kept)
+
+
+def _opened(signature: ces.FullSignature, messages: Sequence[bytes], extract: ces.Extract) -> ces.Opened:
+    return {i: (signature.tag(i), messages[i]) for i in extract.kept}
 
 
 @target(lambda: [zstandard.ZstdCompressor().compress(b"message" * 50), b""], is_tree=False)
@@ -439,18 +415,21 @@ def key_files_opened(data: bytes) -> None:
 
 
 @target(
-    lambda: [enrolment.Invitation.make("user", (), NOW, b"i" * 32, AUTHORITY).to_text().encode()],
+    lambda: [
+        enrolment.Invite.make(enrolment.InviteBody("user", (), b"n" * 16, NOW), AUTHORITY).to_text().encode()
+    ],
     is_tree=False,
 )
 def invitations_read(data: bytes) -> None:
     with refused:
-        found = enrolment.Invitation.from_text(data.decode(errors="replace"))
-        assert enrolment.Invitation.from_text(found.to_text()) == found
+        found = enrolment.Invite.from_text(data.decode(errors="replace"))
+        assert enrolment.Invite.from_text(found.to_text()) == found
 
 
 def evidence_files() -> list[bytes]:
     lies = [COMMITTEE.sign(KEYS[LIAR], LIAR, "finalize", 5, b * 32) for b in (b"x", b"y")]
-    pair = evidence.Evidence("E2", *lies)
+    pair = evidence.conflict(COMMITTEE, *lies)
+    assert pair is not None
     return [encode(audit.EvidenceFile("diptych/evidence/1", GENESIS.hash, (pair,)))]
 
 

@@ -299,7 +299,7 @@ def test_a_halt_and_its_evidence_survive_a_restart(tmp_path, cluster):
 
 def bound(tmp_path: Path, cluster: Cluster, name: str = "data", *, rejoin: bool = False) -> Store:
     """A store as a node opens it."""
-    made = Store(tmp_path / name, cluster.committee)
+    made = Store(tmp_path / name, cluster.genesis)
     made.bind(tmp_path / "key.journal", rejoin=rejoin)
     return made
 
