@@ -10,6 +10,7 @@ if __name__ == "__main__":
     bootstrap.ensure()
 
 import asyncio
+import gc
 import sqlite3
 import subprocess
 import sys
@@ -26,10 +27,11 @@ from rich.live import Live
 from rich.table import Table
 
 from client import members
-from configs.files import load_network, passphrase_from, read, read_key, write, write_key
+from configs import passphrases
+from configs.files import load_network, read, read_key, write, write_key
 from configs.logs import configure
 from configs.settings import AuthoritySettings, CloudSettings, NetworkSettings, NodeSettings, Settings
-from crypto.errors import Conflict, DiptychError, Malformed
+from crypto.errors import Conflict, DiptychError, Malformed, NotFound
 from crypto.group import use
 from protocol.genesis import Genesis
 
@@ -73,7 +75,7 @@ def _load(kind: type[S], config: Path, http_port: int | None) -> tuple[S, bytes 
     configure(settings.log_level, settings.log_json)
     if notice := use(settings.pairing).notice:
         structlog.get_logger().warning(notice)
-    return settings, passphrase_from(settings.passphrase_command)
+    return settings, passphrases.passphrase_from(settings.passphrase_command, settings.passphrase_fd)
 
 
 @app.command()
@@ -93,25 +95,24 @@ def node(
     Examples: `python3 run_node.py node --config devnet/storage-1/config.toml` · after the loss of its data folder, the same
     with `--rejoin`
     """
-    from crypto.seal import SealKey
-    from crypto.sign import SigningKey
+    from configs.signer import signer_of
+    from crypto.dkg import HolderKey
 
     settings, passphrase = _load(NodeSettings, config, http_port)
     _, chains = load_network(settings.network)
     genesis = chains[settings.chain]
-    key_files = [settings.keys / "consensus.key", settings.keys / NEXT_KEY]
-    keys = [
-        SigningKey(read_key(path, passphrase)) for path in key_files if path.exists() or path is key_files[0]
-    ]
+    keys = [signer_of(settings, "consensus.key", passphrase)]
+    if (settings.keys / NEXT_KEY).exists():
+        keys.append(SigningKey(read_key(settings.keys / NEXT_KEY, passphrase)))
     transport_seed = read_key(settings.keys / "network.key", passphrase)
-    index_key = SealKey(read_key(settings.keys / "index.key", passphrase))
+    share_key = HolderKey.from_bytes(read_key(settings.keys / "index.key", passphrase))
     member = next((m for m in genesis.members if m.name == settings.name), None)
     if member is None and not genesis.admins:
         raise Malformed(
             f"{settings.name} is no member of the {settings.chain} chain; its genesis names the members"
         )
     is_first = member is None or member.key in [key.public for key in keys]
-    if not (is_first or genesis.admins) or genesis.index_key != index_key.public:
+    if not (is_first or genesis.admins):
         raise Conflict(f"the keys in {settings.keys} are not those of {settings.name} in the genesis")
     if check:
         return _checked(config)
@@ -153,13 +154,14 @@ def node(
     async def main() -> None:
         marker = settings.keys / "consensus.journal"
         running = Node(
-            genesis, settings.name, keys, index_key, transport, addresses, settings.data, marker, rejoin
+            genesis, settings.name, keys, share_key, transport, addresses, settings.data, marker, rejoin
         )
         try:
             web = create_app(running)
             if faults:
                 web.router.routes.append(admin(running, faults, keys[0]))
             await running.start()
+            gc.freeze()  # modules and settings stay: no collection need look at them again
             server = asyncio.create_task(serve(web, settings.http_host, settings.http_port))
             failure = asyncio.create_task(running.wait())
             await asyncio.wait({server, failure}, return_when=asyncio.FIRST_COMPLETED)
@@ -248,13 +250,13 @@ def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) 
     from cloudstub.store import Quota
     from configs.members import Members
     from configs.metrics import instrument
+    from configs.signer import signer_of
     from configs.web import serve
-    from crypto.sign import SigningKey
     from protocol.block import Committee
 
     settings, passphrase = _load(CloudSettings, config, http_port)
     network, chains = load_network(settings.network)
-    key = SigningKey(read_key(settings.keys / "cloud.key", passphrase))
+    key = signer_of(settings, "cloud.key", passphrase)
     if key.public.hex() != network.cloud.key:
         raise Conflict(f"the key in {settings.keys} is not the cloud's key in the network file")
     if check:
@@ -269,19 +271,29 @@ def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) 
 
 @app.command()
 def authority(config: ConfigFile, check: Check = False, http_port: HttpPort = None) -> None:
-    """Run the attribute authority: it certifies keys on both chains and issues attribute keys.
+    """Run an authority: it certifies keys on both chains, issues attribute keys or its part of them, or both.
+
+    Of several that issue keys together, each makes its share of the master key at the first start, when all of them must run.
 
     Example: `python3 run_node.py authority --config devnet/authority/config.toml`
     """
     from client.authority import Authority, create_app
+    from client.issuer import Issuer
     from configs.metrics import instrument
+    from configs.signer import signer_of
     from configs.web import serve
 
     settings, passphrase = _load(AuthoritySettings, config, http_port)
-    running = Authority.open(settings, passphrase)
+    network, chains = load_network(settings.network)
+    key = signer_of(settings, "authority.key", passphrase)
+    certifies = key.public.hex() == network.authority.key
+    registrar = (
+        Authority(key, network, chains, settings.data, settings.credential_days) if certifies else None
+    )
+    issuer = Issuer(key, network, chains, settings.keys, settings.data, passphrase)
     if check:
         return _checked(config)
-    web = create_app(running)
+    web = create_app(registrar, issuer, key.public)
     instrument(web)
     asyncio.run(serve(web, settings.http_host, settings.http_port))
 
@@ -306,6 +318,81 @@ def invite(
 
     settings, passphrase = _load(AuthoritySettings, config, None)
     print(Authority.open(settings, passphrase).invite(role, attribute or [], hours))
+
+
+@app.command("passphrase")
+def change_passphrase(
+    keys: Annotated[
+        list[Path], typer.Argument(metavar="PATH…", help="Key files, or folders: then all *.key in them.")
+    ],
+    passphrase_command: Annotated[
+        str | None, typer.Option(help="A command that prints the present passphrase.")
+    ] = None,
+    passphrase_fd: Annotated[
+        int | None, typer.Option(min=0, help="A file descriptor that gives it as one line.")
+    ] = None,
+    new_passphrase_command: Annotated[
+        str | None, typer.Option(help="A command that prints the new passphrase.")
+    ] = None,
+    new_passphrase_fd: Annotated[
+        int | None, typer.Option(min=0, help="A file descriptor that gives it; may be the same one.")
+    ] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Leave the key files without a passphrase.")
+    ] = False,
+) -> None:
+    """Change, set or remove the passphrase of a daemon's key files; asks on the terminal for what is not given.
+
+    Each file is replaced whole. Repeat the command if it was interrupted. Old copies of the files keep the old passphrase.
+
+    Examples: `python3 run_node.py passphrase devnet/storage-1/keys` ·
+    `python3 run_node.py passphrase keys --passphrase-command 'pass old' --new-passphrase-command 'pass new'` ·
+    `printf 'old\\nnew\\n' | python3 run_node.py passphrase keys --passphrase-fd 0 --new-passphrase-fd 0`
+    """
+    files = [file for path in keys for file in (sorted(path.glob("*.key")) if path.is_dir() else [path])]
+    if not files:
+        raise NotFound(f"there is no key file in {', '.join(map(str, keys))}; check the path")
+    old = passphrases.passphrase_from(passphrase_command, passphrase_fd)
+    new = passphrases.passphrase_from(new_passphrase_command, new_passphrase_fd)
+    changed = passphrases.change(files, old, new, remove=remove)
+    _said(f"changed {changed} of {len(files)} key files" + ("" if changed else ": all were done before"))
+
+
+@app.command()
+def signer(
+    key: Annotated[Path, typer.Option(help="The key file to sign with.")],
+    make: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SUITE", help="Make the key file, tell its public key, and end: ed25519, or a CES suite."
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DOMAIN", help="Sign only for this purpose, such as vote; repeatable."),
+    ] = None,
+    passphrase_command: Annotated[
+        str | None, typer.Option(help="A command that prints the passphrase of the key file.")
+    ] = None,
+    passphrase_fd: Annotated[
+        int | None, typer.Option(min=0, help="A file descriptor that gives it as one line.")
+    ] = None,
+) -> None:
+    """Sign for another process, which talks to this one over standard input and output: its `signer_command`.
+
+    Run it as another user or on another machine, and the key is out of the daemon's reach.
+
+    Examples: `python3 run_node.py signer --key consensus.key --make ed25519` ·
+    in a node's config `signer_command = "sudo -u keys python3 /srv/diptych/run_node.py signer --key /keys/consensus.key"`
+    """
+    from configs import signer as signers
+
+    passphrase = passphrases.passphrase_from(passphrase_command, passphrase_fd)
+    if make:
+        signers.make_key(key, make, passphrase)
+    lines = [b"public"] if make else iter(sys.stdin.buffer.readline, b"")
+    for answer in signers.serve(key, passphrase, only or [], lines):
+        print(answer, flush=True)
 
 
 @app.command()
@@ -341,6 +428,12 @@ def devnet(
     sharing: Annotated[int | None, typer.Option(help="Override the number of sharing nodes.")] = None,
     mode: Quorum = None,
     scheme: Scheme = None,
+    authorities: Annotated[
+        int | None, typer.Option(help="Override how many authorities issue attribute keys together.")
+    ] = None,
+    authority_threshold: Annotated[
+        int | None, typer.Option(help="Override how many of them a key needs; by default a majority.")
+    ] = None,
     only_make: Annotated[
         bool, typer.Option("--only-make", help="Write the files and do not start anything.")
     ] = False,
@@ -353,7 +446,15 @@ def devnet(
     from node.devnet import Supervisor, make
 
     folder = folder.absolute()
-    shape = NetworkSettings.load(config, storage=storage, sharing=sharing, mode=mode, scheme=scheme)
+    shape = NetworkSettings.load(
+        config,
+        storage=storage,
+        sharing=sharing,
+        mode=mode,
+        scheme=scheme,
+        authorities=authorities,
+        authority_threshold=authority_threshold,
+    )
     if check:
         return _checked(config)
     if not (folder / "network.toml").exists():
@@ -415,8 +516,7 @@ def rotate_key(config: ConfigFile) -> None:
     """
     from client.members import member_to_toml
     from crypto.sign import SigningKey
-    from node.devnet import identity_in
-    from protocol.genesis import Member
+    from node.devnet import member_of
 
     settings, passphrase = _load(NodeSettings, config, None)
     key, waiting = SigningKey.generate(), settings.keys / NEXT_KEY
@@ -425,7 +525,7 @@ def rotate_key(config: ConfigFile) -> None:
             f"{waiting} waits for its epoch already; once `members show` lists it, move it to consensus.key"
         )
     write_key(waiting, key.seed, passphrase)
-    member = Member(settings.name, key.public, identity_in(settings.keys, passphrase))
+    member = member_of(settings.keys, settings.name, key, passphrase)
     file = settings.keys.parent / "member.toml"
     write(file, member_to_toml(member).encode(), mode=0o644, replace=True)
     _said(f"made {waiting}; restart the node, then have the admins put {file}")

@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +35,12 @@ from crypto.codec import encode
 from crypto.sign import SigningKey
 from node.devnet import Supervisor, free_ports, make
 from protocol.identity import Credential, SignedCredential
-from protocol.tx import Certify, Publish, Request, Rule, Tx
+from protocol.tx import Certify, Publish, Rule, Tx
 
 BATCH = 100
 """Transactions in one HTTP request or etcd transaction stream slot when many are in flight."""
+MOST_TX = 8_000
+"""Transactions a second for which requests are made ready; if more are needed, clients make them on the way."""
 console = Console(soft_wrap=True)
 
 
@@ -81,6 +84,32 @@ async def closed_loop(
     return count, seconds, latencies
 
 
+class Connection:
+    """Kept-alive HTTP to one node, with as little work as the yardstick's gRPC client does: a general HTTP client in Python
+    costs more than the node that answers it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def to(cls, url: str) -> "Connection":
+        host, port = url.removeprefix("http://").rsplit(":", 1)
+        return cls(*await asyncio.open_connection(host, int(port)))
+
+    async def post(self, path: str, body: bytes) -> bytes:
+        """The body of the answer, which must be a 200."""
+        head = f"POST {path} HTTP/1.1\r\nhost: node\r\ncontent-length: {len(body)}\r\n\r\n"
+        self._writer.write(head.encode() + body)
+        answer = (await self._reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(answer.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        content = await self._reader.readexactly(length)
+        assert answer.startswith(b"http/1.1 200"), content
+        return content
+
+    def close(self) -> None:
+        self._writer.close()
+
+
 class Diptych:
     """Four storage nodes and a certified sender."""
 
@@ -98,6 +127,7 @@ class Diptych:
         credential = Credential(
             self._sender.public, "user", ("role:bench",), bytes(32), None, 0, now_ms() + 10**9
         )
+        self._bare = len(self._publish(b"", now_ms()))
         client = ChainClient(self._genesis, addresses)
         client.execute(authority, Certify(SignedCredential.issue(credential, authority)))
         client.close()
@@ -106,50 +136,44 @@ class Diptych:
         return [d.process.pid for d in self.supervisor.daemons.values() if d.process is not None]
 
     def tx(self, size: int, lifetime_ms: int = 300_000) -> bytes:
-        """A signed transaction of `size` bytes."""
-        chain_id, expires = self._genesis.chain_id, now_ms() + lifetime_ms
-        raw = encode(
-            Tx.make(chain_id, self._sender, os.urandom(16), expires, Request(os.urandom(16), "research"))
-        )
-        if len(raw) >= size:
-            return raw
-        rule = Rule("role:bench", (), None, ())
-        bare = len(
-            encode(
-                Tx.make(
-                    chain_id, self._sender, bytes(16), expires, Publish(bytes(16), 1, bytes(32), b"", rule)
-                )
-            )
-        )
-        padding = os.urandom(max(0, size - bare - 3))
-        publish = Publish(os.urandom(16), 1, bytes(32), padding, rule)
-        return encode(Tx.make(chain_id, self._sender, os.urandom(16), expires, publish))
+        """A signed transaction of `size` bytes, or 251 if that is more."""
+        padding = size - self._bare
+        return self._publish(os.urandom(max(0, padding - (padding > 255))), now_ms() + lifetime_ms)
+
+    def _publish(self, padding: bytes, expires_ms: int) -> bytes:
+        action = Publish(os.urandom(16), 1, bytes(32), padding, Rule("role:bench", (), None, ()))
+        return encode(Tx.make(self._genesis.chain_id, self._sender, os.urandom(16), expires_ms, action))
 
     async def run(self, in_flight: int, seconds: float, size: int) -> Result:
-        clients = [httpx2.AsyncClient(timeout=60, trust_env=False) for _ in range(max(1, in_flight // BATCH))]
         urls = list(self.urls.values())
+        batch = min(BATCH, in_flight)
+        idle: dict[str, list[Connection]] = {url: [] for url in urls}
+        ready = deque(self._body(batch, size) for _ in range(int(1.2 * seconds * MOST_TX / (batch + 15))))
         turn = 0
 
         async def send(batch: int) -> int:
             nonlocal turn
             turn += 1
-            client, url = clients[turn % len(clients)], urls[turn % len(urls)]
-            if batch == 1:
-                response = await client.post(f"{url}/v1/tx?wait=20", content=self.tx(size))
-                assert response.status_code == 200, response.text
-                return 1
-            body = encode(tuple(self.tx(size) for _ in range(batch)))
-            response = await client.post(f"{url}/v1/txs?wait=20", content=body)
-            results = msgspec.msgpack.decode(response.content)
-            assert all(isinstance(r, bytes) for r in results), results[:3]
-            return len(results)
+            url = urls[turn % len(urls)]
+            connection = idle[url].pop() if idle[url] else await Connection.to(url)
+            body = ready.popleft() if ready else self._body(batch, size)
+            answer = await connection.post("/v1/txs?wait=20" if batch > 1 else "/v1/tx?wait=20", body)
+            idle[url].append(connection)
+            if batch > 1:
+                results = msgspec.msgpack.decode(answer)
+                assert all(isinstance(r, bytes) for r in results), results[:3]
+            return batch
 
         before = sum(map(cpu_seconds, self.pids()))
         count, took, latencies = await closed_loop(send, in_flight, seconds)
         used = sum(map(cpu_seconds, self.pids())) - before
-        for client in clients:
-            await client.aclose()
+        for connection in (c for connections in idle.values() for c in connections):
+            connection.close()
         return Result(count, took, latencies, used)
+
+    def _body(self, batch: int, size: int) -> bytes:
+        """One request, signed before the measurement: clients have machines of their own."""
+        return encode(tuple(self.tx(size) for _ in range(batch))) if batch > 1 else self.tx(size)
 
     def close(self) -> None:
         self.supervisor.stop()

@@ -21,6 +21,7 @@ from typing import Annotated
 
 import typer
 
+from bench import ces
 from bench.lines import Line, Peer, Sample, console, machine, measure, show
 from crypto import abe, fabeo, fame, group
 from crypto.parts import unwrap_key, wrap_key
@@ -250,6 +251,7 @@ def two_threads(seconds: float) -> Iterator[Line]:
 SECTIONS: dict[str, Callable[[float], Iterator[Line]]] = {
     "cp-abe": cp_abe,
     "record": record,
+    "ces": ces.lines,
     "cold-start": cold_start,
     "libraries": libraries,
     "two-threads": two_threads,
@@ -268,7 +270,9 @@ def main(
     for name, section in SECTIONS.items():
         if not only or name in only:
             show(name, section(seconds))
-    console.print(machine("pymcl", "py-arkworks-bls12381", "cryptography", "charm-crypto"))
+    console.print(
+        machine("pymcl", "py-arkworks-bls12381", "cryptography", "pynacl", "charm-crypto", "sd-jwt")
+    )
     console.print(f"load average {os.getloadavg()[0]:.1f}; pairings by {group.chosen().name}")
 
 

@@ -1,28 +1,30 @@
-"""The offline audit of two nodes' consensus databases: is there one history, and if not, who signed both.
+"""The offline audit of nodes' consensus databases: is there one history, and if not, who signed two.
 
 It reads the files of `node.store` (`consensus.db`), which may come from a stranger, without changing them:
 
-    meta(name, value)                                'genesis': the 32-byte hash of the chain's genesis
-    final(height, id, view, time_ms, certificate)    final blocks; a certificate is a Finalization of just this block
-    blocks(id, view, data)                           canonical `Block`; `txs` may be empty where a body was archived
-    certificates(view, kind, data)                   what stands above the tip; notarizations of final blocks that have none
-    votes(view, kind, data)                          the node's own votes
-    evidence(data)                                   pairs the node has seen live
+    meta(name, value)                                      'genesis': the 32-byte hash of the chain's genesis
+    final(height, id, epoch, view, time_ms, certificate)   final blocks; a certificate is a Finalization of just this block
+    epochs(epoch, height, handover)                        how each epoch ended, and who the members of the next are
+    blocks(id, epoch, view, data)                          canonical `Block`; `txs` may be empty where a body was archived
+    certificates(epoch, view, kind, data)                  what stands above the tip; notarizations of final blocks that have none;
+                                                           what helped to finalize the last block of an epoch
+    votes(epoch, view, kind, data)                         the node's own votes
+    evidence(data)                                         pairs the node has seen live
 
 A chain counts up to its highest certified block: from there hash links reach down to genesis. Two such chains that part make a fork, and
-by the safety argument of docs/protocol.md some finalization of one meets in the other either a different block of its view (E1 to E3, if
-a certificate of that block is stored) or a nullification that covers its view (E4, always stored, as `skips`). Every vote comes from a
-certificate whose signatures were checked, so a pair found here convicts its signer before anyone who has the genesis.
+they part within one epoch, whose members both share. By the safety argument of docs/protocol.md some finalization of one meets in the other
+either a different block of its view (E1 to E3, if a certificate of that block is stored) or a nullification that covers its view (E4). Every
+vote comes from a certificate whose signatures were checked, so a pair found here convicts its signer before anyone who has the genesis.
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import msgspec
 
@@ -38,53 +40,78 @@ from protocol.block import (
     decode_certificate,
     decode_vote,
 )
+from protocol.epochs import Handover, decode_handover, follow
 from protocol.evidence import Evidence, conflict, decode_evidence
-from protocol.genesis import Genesis
+from protocol.genesis import Genesis, Member
 
 MAX_VALUE = 8 << 20
 """Bytes of one value read from a database."""
 MAX_CERTIFICATES = 4096
 """Certificates taken from one chain above the fork, and rows from each other table: the proof lies at the fork's foot."""
-MAX_FILE = 1 << 20
+MAX_FILE = 16 << 20
 _COLUMNS = {
     "meta": ("name", "value"),
-    "final": ("height", "id", "view", "certificate"),
+    "final": ("height", "id", "epoch", "view", "certificate"),
+    "epochs": ("epoch", "handover"),
     "blocks": ("id", "data"),
-    "certificates": ("view", "data"),
-    "votes": ("data",),
+    "certificates": ("epoch", "view", "data"),
+    "votes": ("epoch", "data"),
     "evidence": ("data",),
 }
 
 
 class EvidenceFile(Wire, frozen=True):
-    """Pairs of votes that convict their signers, for whoever holds the genesis named by its hash."""
+    """Pairs of votes that convict their signers, for whoever holds the genesis named by its hash; `handovers`, each after those it
+    builds on, lead from there to the members of the pairs' epochs."""
 
-    format: Literal["diptych/evidence/1"]
+    format: Literal["diptych/evidence/2"]
     genesis: Bytes32
+    handovers: Annotated[tuple[Handover, ...], msgspec.Meta(max_length=1024)]
     pairs: Annotated[tuple[Evidence, ...], msgspec.Meta(max_length=1024)]
 
 
 _decode_file = Decoder(EvidenceFile, "an evidence file", MAX_FILE)
 
 
+class Conviction(NamedTuple):
+    """A pair of votes, and who they were signed by: the owner of `member.key` in the epoch of the pair."""
+
+    member: Member
+    pair: Evidence
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`heights` are the proved ones of the two chains; `fork` is the first height at which they differ, or None. `pairs`
-    holds at most one per member and kind; in a fork it may be empty when the databases lack the certificates."""
+    """`heights` are the proved ones of the chains; `fork` is the first height at which some differ, or None, and `branches` says
+    which: by their place, the databases with the same block there. `convictions` holds at most one of each kind for a member of an
+    epoch, by members to whom `handovers` lead; in a fork it may be empty when the databases lack the certificates."""
 
-    heights: tuple[int, int]
+    heights: tuple[int, ...]
     fork: int | None
-    pairs: tuple[Evidence, ...]
+    branches: tuple[tuple[int, ...], ...]
+    convictions: tuple[Conviction, ...]
+    handovers: tuple[Handover, ...]
+
+
+class _Final(NamedTuple):
+    """A proved block; `certificate` is its own finalization as stored, `after` the epoch and view that the next block builds on."""
+
+    committee: Committee
+    block: Block
+    certificate: bytes | None
+    after: tuple[int, int]
 
 
 class Journal:
     """One consensus database, opened read-only. Raises `NotFound`, `Malformed` (not such a file, damaged) or `Unauthentic`
     (what it holds is not proved). Use as a context manager."""
 
-    def __init__(self, path: Path, committee: Committee) -> None:
+    def __init__(self, path: Path, genesis: Genesis) -> None:
         if not path.is_file():
             raise NotFound(f"{path} is no file; name a node's consensus.db or a copy of it")
-        self.path, self._committee = path, committee
+        self.path, self._genesis = path, genesis
+        self.committees, self.handovers = [Committee(genesis)], list[Handover]()
+        """By epoch; each handover leads to the next committee."""
         # Without a write-ahead log nobody has the file open: then not even SQLite's own side files are made.
         mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "mode=ro&immutable=1"
         try:
@@ -97,9 +124,10 @@ class Journal:
             self._db.execute("PRAGMA cell_size_check=ON")
             self._check_schema()
             self._db.execute("BEGIN")  # one state of a database that a node may be writing
-            genesis = next(self._rows("SELECT value FROM meta WHERE name = 'genesis'"), (None,))[0]
-            if genesis != committee.genesis.hash:
+            found = next(self._rows("SELECT value FROM meta WHERE name = 'genesis'"), (None,))[0]
+            if found != genesis.hash:
                 raise Malformed(f"{path} belongs to another chain than the genesis file; get the right pair")
+            self._follow()
             self.height = self._proved_height()
         except BaseException:
             self._db.close()
@@ -132,18 +160,46 @@ class Journal:
                     f"{self.path} is no consensus database: its table {table} is missing or different"
                 )
 
-    def _proved_height(self) -> int:
-        """The highest block with a finalization of its own, which must hold."""
-        query = "SELECT height, id, view, certificate FROM final WHERE certificate IS NOT NULL ORDER BY height DESC LIMIT 1"
-        for height, block_id, view, data in self._rows(query):
-            self._finalization(height, block_id, view, data)
-            return int(height)
-        return 0
+    def _follow(self) -> None:
+        for epoch, data in self._rows("SELECT epoch, handover FROM epochs ORDER BY epoch"):
+            handover = decode_handover(self._blob(data))
+            try:
+                if epoch != len(self.handovers):
+                    raise Unauthentic(f"the end of epoch {len(self.handovers)} is missing")
+                self.committees.append(follow(self.committees[-1], handover))
+            except Unauthentic as error:
+                raise Unauthentic(f"{self.path}: {error}") from None
+            self.handovers.append(handover)
 
-    def _finalization(self, height: object, block_id: object, view: object, data: object) -> Certificate:
+    def _proved_height(self) -> int:
+        """The highest block with a finalization of its own, which must hold, or handed over by its epoch."""
+        ended = self.handovers[-1].header.height if self.handovers else 0
+        query = (
+            "SELECT height, epoch, id, view, certificate FROM final WHERE certificate IS NOT NULL ORDER BY height DESC"
+            " LIMIT 1"
+        )
+        for height, epoch, *rest in self._rows(query):
+            if not isinstance(height, int):
+                raise Malformed(f"{self.path} is damaged: it holds a value of the wrong type")
+            self._finalization(self.committee(epoch), height, *rest)
+            return max(height, ended)
+        return ended
+
+    def committee(self, epoch: object) -> Committee:
+        """`Unauthentic` if the database does not prove who the members of this epoch are."""
+        if not isinstance(epoch, int) or not 0 <= epoch < len(self.committees):
+            named = str(epoch)[:20]
+            raise Unauthentic(
+                f"{self.path} lacks what proves the members of epoch {named}; the file was changed"
+            )
+        return self.committees[epoch]
+
+    def _finalization(
+        self, committee: Committee, height: object, block_id: object, view: object, data: object
+    ) -> Certificate:
         cert = decode_certificate(self._blob(data))
         is_of_block = (cert.kind, cert.view, cert.block) == ("finalize", view, block_id)
-        if not is_of_block or not self._committee.is_valid_certificate(cert):
+        if not is_of_block or not committee.is_valid_certificate(cert):
             raise Unauthentic(
                 f"{self.path}: the finalization at height {height} does not hold; the file was changed"
             )
@@ -154,56 +210,73 @@ class Journal:
             raise Malformed(f"{self.path} is damaged: it holds a value of the wrong type")
         return value
 
-    def chain(self) -> Iterator[tuple[Block, tuple[int, bytes, int, bytes | None]]]:
-        """The proved blocks in height order, their hash links checked from genesis on, each with its row."""
-        genesis = self._committee.genesis
-        height, parent, view = 0, genesis.hash, 0
+    def chain(self) -> Iterator[_Final]:
+        """The proved blocks in height order, hash links and members checked from genesis on."""
+        height, parent, place = 0, self._genesis.hash, (0, 0)
         query = (
-            "SELECT f.height, f.id, f.view, f.certificate, b.data FROM final f LEFT JOIN blocks b ON b.id = f.id"
+            "SELECT f.height, f.id, f.epoch, f.view, f.certificate, b.data FROM final f LEFT JOIN blocks b ON b.id = f.id"
             " WHERE f.height <= ? ORDER BY f.height"
         )
         for row in self._rows(query, self.height):
-            block = decode_block(self._blob(row[4]))
-            header = block.header
+            block, committee = decode_block(self._blob(row[5])), self.committee(place[0])
+            header, view = block.header, place[1]
             is_linked = (header.height, header.parent, header.parent_view) == (height + 1, parent, view)
-            is_own = header.chain_id == genesis.chain_id and header.view > view
+            is_own = header.chain_id == self._genesis.chain_id and header.view > view
+            is_of_epoch = (header.epoch, header.validators_hash) == (place[0], committee.validators_hash)
             has_body = bool(block.txs) or not header.tx_count
             if (
-                (header.height, header.id, header.view) != row[:3]
-                or not (is_linked and is_own)
+                (header.height, header.id, header.epoch, header.view) != row[:4]
+                or not (is_linked and is_own and is_of_epoch)
                 or (has_body and header.tx_root != merkle.root(block.txs))
-                or not self._committee.is_legal_parent(header.parent_view, header.view, block.skips)
+                or not committee.is_legal_parent(header.parent_view, header.view, block.skips)
+                or not self._ends_rightly(committee, block)
             ):
                 raise Unauthentic(
                     f"{self.path}: the block after height {height} does not belong there; the file was changed"
                 )
-            height, parent, view = header.height, header.id, header.view
-            yield block, row[:4]
-        if height != self.height:
+            height, parent, place = header.height, header.id, (header.epoch, header.view)
+            if header.next_validators_hash != header.validators_hash:
+                place = (header.epoch + 1, 0)
+            yield _Final(committee, block, row[4], place)
+        if height != self.height or place[0] < len(self.handovers):
             raise Unauthentic(f"{self.path} lacks blocks below height {self.height}; the file was changed")
 
-    def certificates(self, block: Block, row: tuple[int, bytes, int, bytes | None]) -> list[Certificate]:
-        """The certificates stored with a block of `chain`; those that do not hold are `Unauthentic`."""
-        if not all(map(self._committee.is_valid_certificate, block.skips)):
-            raise Unauthentic(
-                f"{self.path}: a nullification at height {block.header.height} does not hold; the file was changed"
-            )
-        return [*block.skips, *([self._finalization(*row)] if row[3] is not None else [])]
+    def _ends_rightly(self, committee: Committee, block: Block) -> bool:
+        """Whether a block that ends its epoch is the one that is handed over. Only a node that has halted over it holds no handover."""
+        is_end = block.header.next_validators_hash != committee.validators_hash
+        handed_over = self.handovers[committee.epoch : committee.epoch + 1]
+        return not is_end or all(h.header == block.header for h in handed_over)
 
-    def loose_votes(self, common_view: int) -> Iterator[Vote]:
-        """The votes of the other tables, from certificates only those above `common_view`; each may be false."""
-        above = "SELECT data FROM certificates WHERE view > ? ORDER BY view LIMIT ?"
-        for (data,) in self._rows(above, common_view, MAX_CERTIFICATES):
-            yield from self._committee.votes_of(decode_certificate(self._blob(data)))
-        for (data,) in self._rows("SELECT data FROM votes LIMIT ?", MAX_CERTIFICATES):
-            yield decode_vote(self._blob(data))
+    def certificates(self, final: _Final) -> list[Certificate]:
+        """The certificates stored with a block of `chain`; those that do not hold are `Unauthentic`."""
+        header = final.block.header
+        if not all(map(final.committee.is_valid_certificate, final.block.skips)):
+            raise Unauthentic(
+                f"{self.path}: a nullification at height {header.height} does not hold; the file was changed"
+            )
+        if final.certificate is None:
+            return [*final.block.skips]
+        own = self._finalization(final.committee, header.height, header.id, header.view, final.certificate)
+        return [*final.block.skips, own]
+
+    def loose_votes(self, foot: tuple[int, int]) -> Iterator[tuple[Committee, Vote]]:
+        """The votes of the other tables, from certificates only those above the epoch and view of `foot`; each may be false."""
+        above = (
+            "SELECT epoch, data FROM certificates WHERE epoch > ? OR (epoch = ? AND view > ?)"
+            " ORDER BY epoch, view LIMIT ?"
+        )
+        for epoch, data in self._rows(above, foot[0], *foot, MAX_CERTIFICATES):
+            committee, certificate = self.committee(epoch), decode_certificate(self._blob(data))
+            yield from ((committee, vote) for vote in committee.votes_of(certificate))
+        for epoch, data in self._rows("SELECT epoch, data FROM votes LIMIT ?", MAX_CERTIFICATES):
+            yield self.committee(epoch), decode_vote(self._blob(data))
         for (data,) in self._rows("SELECT data FROM evidence LIMIT ?", MAX_CERTIFICATES):
             pair = decode_evidence(self._blob(data))
-            yield from (pair.first, pair.second)
+            yield from ((self.committee(pair.epoch), vote) for vote in (pair.first, pair.second))
 
 
 class _Votes:
-    """Valid votes of all members, and the first contradiction of each kind by each."""
+    """Valid votes of the members of one epoch, and the first contradiction of each kind by each."""
 
     def __init__(self, committee: Committee) -> None:
         self._committee = committee
@@ -212,11 +285,7 @@ class _Votes:
         """By (signer, term, kind): the nullify of the lowest view, the finalize of the highest."""
         self._found: dict[tuple[int, str], Evidence] = {}
 
-    def add_all(self, votes: Iterable[Vote]) -> None:
-        for vote in votes:
-            self._add(vote)
-
-    def _add(self, vote: Vote) -> None:
+    def add(self, vote: Vote) -> None:
         term = self._committee.term(vote.view)
         same_view = self._by_view.setdefault((vote.signer, vote.view), [])
         known = [*same_view, *(self._extremes.get((vote.signer, term, k)) for k in ("nullify", "finalize"))]
@@ -230,52 +299,106 @@ class _Votes:
         if vote.view < extreme.view if vote.kind == "nullify" else vote.view > extreme.view:
             self._extremes[vote.signer, term, vote.kind] = vote
 
-    def pairs(self) -> tuple[Evidence, ...]:
-        return tuple(pair for _, pair in sorted(self._found.items()))
+    def convictions(self) -> list[Conviction]:
+        members = self._committee.members
+        return [Conviction(members[signer], pair) for (signer, _), pair in sorted(self._found.items())]
 
 
-def audit(first: Path, second: Path, genesis: Genesis) -> Report:
-    """Compare two consensus databases of the chain that starts with `genesis`. Raises as `Journal`."""
-    committee = Committee(genesis)
-    votes = _Votes(committee)
-    fork, common_view = None, 0
-    with Journal(first, committee) as a, Journal(second, committee) as b:
-        room = [MAX_CERTIFICATES, MAX_CERTIFICATES]
-        for pair in zip_longest(a.chain(), b.chain()):
-            if fork is None and None not in pair:
-                (height, first_id, view, _), (_, second_id, _, _) = pair[0][1], pair[1][1]
-                if first_id == second_id:
-                    common_view = view
-                else:
+class _Pools:
+    """Votes by the committee that they count in; on two sides of a fork an epoch may have two."""
+
+    def __init__(self, journals: Sequence[Journal]) -> None:
+        self._pools: dict[tuple[int, bytes], _Votes] = {}
+        self._paths: dict[tuple[int, bytes], list[Handover]] = {}
+        for journal in journals:
+            for committee in journal.committees:
+                key = (committee.epoch, committee.validators_hash)
+                self._pools.setdefault(key, _Votes(committee))
+                self._paths.setdefault(key, journal.handovers[: committee.epoch])
+
+    def add(self, committee: Committee, votes: Iterable[Vote]) -> None:
+        pool = self._pools[committee.epoch, committee.validators_hash]
+        for vote in votes:
+            pool.add(vote)
+
+    def convictions(self) -> tuple[tuple[Conviction, ...], tuple[Handover, ...]]:
+        """All pairs found, and the handovers that lead to their members."""
+        found: list[Conviction] = []
+        needed: dict[Handover, None] = {}
+        for key, pool in sorted(self._pools.items()):
+            found += (convictions := pool.convictions())
+            needed |= dict.fromkeys(self._paths[key] if convictions else ())
+        return tuple(found), tuple(sorted(needed, key=lambda h: h.header.epoch))
+
+
+def audit(databases: Sequence[Path], genesis: Genesis) -> Report:
+    """Compare consensus databases of the chain that starts with `genesis`. Raises as `Journal`."""
+    with ExitStack() as stack:
+        journals = [stack.enter_context(Journal(path, genesis)) for path in databases]
+        pools = _Pools(journals)
+        for journal in journals:
+            for committee, handover in zip(journal.committees, journal.handovers, strict=False):
+                pools.add(committee, committee.votes_of(handover.finalization))
+        tips, places = [genesis.hash for _ in journals], [(0, 0) for _ in journals]
+        branches: dict[bytes, list[int]] = {}
+        feet: list[tuple[int, int]] = []
+        fork: int | None = None
+        room = [0 for _ in journals]
+        for height, finals in enumerate(zip_longest(*(j.chain() for j in journals)), 1):
+            found: dict[int, _Final] = {i: final for i, final in enumerate(finals) if final}
+            ids = {i: final.block.header.id for i, final in found.items()}
+            if len(set(ids.values())) > len({tips[i] for i in ids}):
+                feet.append(min(places[i] for i in ids))
+                room = [MAX_CERTIFICATES for _ in journals]
+                if fork is None:
                     fork = height
-            for i, (journal, found) in enumerate(zip((a, b), pair, strict=True)):
-                if fork is not None and found is not None and room[i] > 0:
-                    certificates = journal.certificates(*found)
+                    for i, block_id in ids.items():
+                        branches.setdefault(block_id, []).append(i)
+            for i, final in found.items():
+                tips[i], places[i] = ids[i], final.after
+                if room[i] > 0:
+                    certificates = journals[i].certificates(final)
                     room[i] -= len(certificates)
                     for cert in certificates:
-                        votes.add_all(committee.votes_of(cert))
-        for journal in (a, b):
-            votes.add_all(filter(committee.is_valid_vote, journal.loose_votes(common_view)))
-        return Report((a.height, b.height), fork, votes.pairs())
+                        pools.add(final.committee, final.committee.votes_of(cert))
+        for foot in feet or [min(places)]:
+            for journal in journals:
+                for committee, vote in journal.loose_votes(foot):
+                    if committee.is_valid_vote(vote):
+                        pools.add(committee, [vote])
+        heights = tuple(journal.height for journal in journals)
+        return Report(heights, fork, tuple(map(tuple, branches.values())), *pools.convictions())
 
 
 def evidence_file(report: Report, genesis: Genesis) -> EvidenceFile:
-    return EvidenceFile("diptych/evidence/1", genesis.hash, report.pairs)
+    pairs = tuple(pair for _, pair in report.convictions)
+    return EvidenceFile("diptych/evidence/2", genesis.hash, report.handovers, pairs)
 
 
-def verify(data: bytes, genesis: Genesis) -> tuple[Evidence, ...]:
-    """The pairs of an evidence file, each of which convicts its signer; `Unauthentic` if one does not, `Malformed` if the file
-    is none or is of another chain."""
-    found, committee = _decode_file(data), Committee(genesis)
+def verify(data: bytes, genesis: Genesis) -> tuple[Conviction, ...]:
+    """Whom the pairs of an evidence file convict; `Unauthentic` if one convicts nobody, `Malformed` if the file is none or is of
+    another chain."""
+    found = _decode_file(data)
     if found.genesis != genesis.hash:
         raise Malformed("the evidence is of another chain than the genesis file; get the right pair")
     if not found.pairs:
         raise Malformed("the evidence file holds no pair of votes")
-    for number, pair in enumerate(found.pairs, 1):
-        shown = conflict(committee, pair.first, pair.second)
-        is_signed = committee.is_valid_vote(pair.first) and committee.is_valid_vote(pair.second)
-        if shown is None or shown.kind != pair.kind or not is_signed:
+    first = Committee(genesis)
+    committees = {(0, first.validators_hash): first}
+    for handover in found.handovers:
+        before = committees.get((handover.header.epoch, handover.header.validators_hash))
+        if before is None:
             raise Unauthentic(
-                f"pair {number} of the evidence proves nothing: its votes agree or are not signed"
+                f"the evidence does not lead from genesis to the members of epoch {handover.header.epoch}"
             )
-    return found.pairs
+        after = follow(before, handover)
+        committees[after.epoch, after.validators_hash] = after
+    return tuple(_convicted(committees.values(), pair, number) for number, pair in enumerate(found.pairs, 1))
+
+
+def _convicted(committees: Iterable[Committee], pair: Evidence, number: int) -> Conviction:
+    for committee in committees:
+        is_conflict = conflict(committee, pair.first, pair.second) == pair
+        if is_conflict and committee.is_valid_vote(pair.first) and committee.is_valid_vote(pair.second):
+            return Conviction(committee.members[pair.first.signer], pair)
+    raise Unauthentic(f"pair {number} of the evidence proves nothing: its votes agree or are not signed")

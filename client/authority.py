@@ -1,4 +1,4 @@
-"""The attribute authority: certifies keys on both chains and issues CP-ABE attribute keys against the certified attributes.
+"""The authority that certifies people: their keys, roles and attributes, on both chains. Keys to the attributes are its issuer's business.
 
 An invitation is used once: the answer is stored before it is given, and the same person gets the same answer again, so a crash on
 either side loses nothing. It never sees anybody's private keys.
@@ -8,7 +8,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,35 +23,32 @@ from starlette.routing import Route
 from client.chain import ChainClient, now_ms
 from client.enrolment import (
     MAX_ENROLMENT,
-    Enrolled,
+    MAX_SKEW_MS,
     Enrolment,
-    Invite,
-    InviteBody,
+    Invitation,
     Renewal,
-    decode_enrolled,
     decode_enrolment,
+    decode_key_request,
     decode_renewal,
 )
-from configs.files import load_network, read_key
+from client.issuer import Issuer
+from configs.files import load_network
 from configs.settings import AuthoritySettings
+from configs.signer import signer_of
 from configs.web import EXCEPTION_HANDLERS, read_body
-from crypto.abe import MasterKey, check_attributes
+from crypto.abe import check_attributes
 from crypto.ces import SUITES
 from crypto.codec import encode
 from crypto.epoch import EVERY_WEEK, in_week, is_bound, renewed, week_at
 from crypto.errors import Conflict, Denied, Malformed, NotFound
 from crypto.policy import check_attribute
-from crypto.schemes import read_master
-from crypto.seal import seal
-from crypto.sign import SigningKey
+from crypto.sign import Ed25519Signer
 from protocol.genesis import Genesis
-from protocol.identity import Credential, Role, SignedCredential
+from protocol.identity import Credential, Role, SignedCredential, decode_credential
 from protocol.network import Network
 from protocol.tx import Certify, Revoke
 
 DAY_MS = 86_400_000
-MAX_SKEW_MS = 600_000
-"""How far the clock of who asks for a renewal may be off."""
 _REVOKED = "the credential of this key was revoked; ask the authority for a new invitation and make new keys"
 _log = structlog.get_logger("authority")
 
@@ -59,31 +56,30 @@ _log = structlog.get_logger("authority")
 class Authority:
     def __init__(
         self,
-        key: SigningKey,
-        abe: MasterKey,
+        key: Ed25519Signer,
         network: Network,
         chains: dict[str, Genesis],
         data: Path,
         days: int,
     ) -> None:
-        self._key, self._abe, self._days = key, abe, days
+        """`Conflict` when `key` is not the one that network and genesis files name."""
+        if network.authority.key != key.public.hex() or any(
+            g.authority != key.public for g in chains.values()
+        ):
+            raise Conflict(
+                "this authority's key is not the one that certifies people by the network and genesis files"
+            )
+        self._key, self._days = key, days
         self._chains = [ChainClient(genesis, network.chains[genesis.kind]) for genesis in chains.values()]
         self._data = data
         self._lock = threading.Lock()
 
     @classmethod
     def open(cls, settings: AuthoritySettings, passphrase: bytes | None) -> "Authority":
-        """From config and key files; `Conflict` when the key is not the one the network names."""
+        """From config and key files. Raises as the constructor."""
         network, chains = load_network(settings.network)
-        key = SigningKey(read_key(settings.keys / "authority.key", passphrase))
-        if network.authority.key != key.public.hex() or any(
-            g.authority != key.public for g in chains.values()
-        ):
-            raise Conflict(
-                f"the key in {settings.keys} is not the authority's key in the network and genesis files"
-            )
-        abe = read_master(read_key(settings.keys / "abe.key", passphrase))
-        return cls(key, abe, network, chains, settings.data, settings.credential_days)
+        key = signer_of(settings, "authority.key", passphrase)
+        return cls(key, network, chains, settings.data, settings.credential_days)
 
     def invite(self, role: Role, attributes: Sequence[str], hours: int) -> str:
         """A new invitation as text. Doctors and patients get `role:doctor`, `role:patient` beside the attributes given.
@@ -99,11 +95,11 @@ class Authority:
         if bound := [name for name in listed if is_bound(name)]:
             raise Malformed(f"{bound[0]}: the authority fills in the week; write {EVERY_WEEK} in its place")
         check_attributes(in_week(name, week_at(now_ms())) for name in listed)
-        body = InviteBody(role, listed, os.urandom(16), now_ms() + hours * 3_600_000)
-        return Invite.make(body, self._key).to_text()
+        expires_ms = now_ms() + hours * 3_600_000
+        return Invitation.make(role, listed, expires_ms, os.urandom(32), self._key).to_text()
 
-    def enrol(self, enrolment: Enrolment) -> Enrolled:
-        """Certify on both chains and issue the attribute key; takes as long as the chains take. Raises `DiptychError`."""
+    def enrol(self, enrolment: Enrolment) -> SignedCredential:
+        """Certify on both chains; takes as long as the chains take. Raises `DiptychError`."""
         enrolment.verify()
         body, invite = enrolment.body, enrolment.body.invite.body
         enrolment.body.invite.verify(self._key.public)
@@ -116,8 +112,8 @@ class Authority:
                 f"the record-signing suite {body.ces_key.suite!r} is not known; use one of {', '.join(SUITES)}"
             )
         with self._lock:  # one enrolment at a time: the use of an invitation is decided by one of them
-            enrolled = self._answer_for(body.subject, invite.nonce)
-            if enrolled is None:
+            signed = self._answer_for(body.subject, invite.key)
+            if signed is None:
                 now = now_ms()
                 credential = Credential(
                     body.subject,
@@ -128,17 +124,17 @@ class Authority:
                     now - 60_000,  # clocks differ
                     now + self._days * DAY_MS,
                 )
-                enrolled = self._issue(credential)
+                signed = SignedCredential.issue(credential, self._key)
                 with self._database() as db:
                     db.execute(
-                        "INSERT INTO invites VALUES (?, ?, ?)", (invite.nonce, body.subject, encode(enrolled))
+                        "INSERT INTO invites VALUES (?, ?, ?)", (invite.key, body.subject, encode(signed))
                     )
-        self._put_on_chains(enrolled.credential)
+        self._put_on_chains(signed)
         _log.info("enrolled", role=invite.role)
-        return enrolled
+        return signed
 
-    def renew(self, renewal: Renewal) -> Enrolled:
-        """Move the time-bound attributes of a certified person to this week, on both chains and in a new attribute key.
+    def renew(self, renewal: Renewal) -> SignedCredential:
+        """Move the time-bound attributes of a certified person to this week, on both chains.
 
         The credential ends when it would have ended. In the same week the answer is the same. Raises `DiptychError`.
         """
@@ -149,21 +145,22 @@ class Authority:
                 "the renewal was signed at another time; set the clock of this machine and try again"
             )
         with self._lock:
-            nonce, enrolled = self._last_answer(subject)
-            credential = enrolled.credential.credential
+            invite_key, signed = self._last_answer(subject)
+            credential = signed.credential
             if now >= credential.not_after_ms:
                 raise Denied("the credential has expired; ask the authority for a new invitation")
             attributes = tuple(renewed(name, week_at(now)) for name in credential.attributes)
             if attributes != credential.attributes:
-                enrolled = self._issue(msgspec.structs.replace(credential, attributes=attributes))
+                credential = msgspec.structs.replace(credential, attributes=attributes)
+                signed = SignedCredential.issue(credential, self._key)
                 with self._database() as db:
                     db.execute(
-                        "UPDATE invites SET answer = ? WHERE nonce = ? AND answer IS NOT NULL",
-                        (encode(enrolled), nonce),
+                        "UPDATE invites SET answer = ? WHERE key = ? AND answer IS NOT NULL",
+                        (encode(signed), invite_key),
                     )
-        self._put_on_chains(enrolled.credential)
+        self._put_on_chains(signed)
         _log.info("renewed", role=credential.role)
-        return enrolled
+        return signed
 
     def revoke(self, subject: bytes) -> None:
         """End the credential of a key on both chains, for good, and renew it no more. Raises `DiptychError`."""
@@ -171,9 +168,6 @@ class Authority:
             db.execute("UPDATE invites SET answer = NULL WHERE subject = ?", (subject,))
         self._on_both_chains(lambda chain: chain.execute(self._key, Revoke(subject)))
         _log.info("revoked")
-
-    def info(self) -> dict[str, str]:
-        return {"public_key": self._key.public.hex(), "abe_public": self._abe.public.to_bytes().hex()}
 
     def _put_on_chains(self, signed: SignedCredential) -> None:
         """Certify on both chains; a revocation that came meanwhile wins."""
@@ -199,39 +193,30 @@ class Authority:
         with ThreadPoolExecutor(len(self._chains)) as pool:
             list(pool.map(act, self._chains))
 
-    def _answer_for(self, subject: bytes, nonce: bytes) -> Enrolled | None:
+    def _answer_for(self, subject: bytes, invite_key: bytes) -> SignedCredential | None:
         with self._database() as db:
-            row = db.execute("SELECT subject, answer FROM invites WHERE nonce = ?", (nonce,)).fetchone()
+            row = db.execute("SELECT subject, answer FROM invites WHERE key = ?", (invite_key,)).fetchone()
             if row and row[0] != subject:
                 raise Conflict("the invitation was used by another key; ask the authority for a new one")
             if self._is_revoked(db, subject):
                 raise Denied(_REVOKED)
-        return decode_enrolled(row[1]) if row else None
+        return decode_credential(row[1]) if row else None
 
-    def _last_answer(self, subject: bytes) -> tuple[bytes, Enrolled]:
-        """The invitation's nonce and the answer of the last enrolment of this key."""
+    def _last_answer(self, subject: bytes) -> tuple[bytes, SignedCredential]:
+        """The invitation's key and the answer of the last enrolment of this key."""
         with self._database() as db:
-            query = "SELECT nonce, answer FROM invites WHERE subject = ? ORDER BY rowid DESC"
+            query = "SELECT key, answer FROM invites WHERE subject = ? ORDER BY rowid DESC"
             row = db.execute(query, (subject,)).fetchone()
             if row is None:
                 raise NotFound("this key is not enrolled here; use an invitation: diptych init --invite …")
             if self._is_revoked(db, subject):
                 raise Denied(_REVOKED)
-        return row[0], decode_enrolled(row[1])
+        return row[0], decode_credential(row[1])
 
     @staticmethod
     def _is_revoked(db: sqlite3.Connection, subject: bytes) -> bool:
         query = "SELECT 1 FROM invites WHERE subject = ? AND answer IS NULL"
         return db.execute(query, (subject,)).fetchone() is not None
-
-    def _issue(self, credential: Credential) -> Enrolled:
-        attribute_key = self._abe.issue(credential.attributes).to_bytes()
-        return Enrolled.make(
-            SignedCredential.issue(credential, self._key),
-            self._abe.public.to_bytes(),
-            seal(credential.seal_key, attribute_key),
-            self._key,
-        )
 
     @contextlib.contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
@@ -240,40 +225,73 @@ class Authority:
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
-            db.execute(
-                "CREATE TABLE IF NOT EXISTS invites (nonce BLOB PRIMARY KEY, subject BLOB, answer BLOB)"
-            )
+            db.execute("CREATE TABLE IF NOT EXISTS invites (key BLOB PRIMARY KEY, subject BLOB, answer BLOB)")
             with db:
                 yield db
         finally:
             db.close()
 
 
-def create_app(authority: Authority) -> Starlette:
-    """`POST /v1/enrol`: Enrolment -> Enrolled (msgpack); `POST /v1/renew`: Renewal -> Enrolled; `GET /v1/info`, `/healthz`,
-    `/readyz`."""
+def create_app(authority: Authority | None, issuer: Issuer, key: bytes) -> Starlette:
+    """The HTTP side of an authority whose public key is `key`.
+
+    `POST /v1/enrol`: Enrolment -> SignedCredential (msgpack), `POST /v1/renew`: Renewal -> SignedCredential, where it certifies people;
+    `POST /v1/key`: KeyRequest -> Issued; `GET /v1/ceremony/{round}`: its word; `GET /v1/info`, `/healthz`, `/readyz`.
+    """
 
     async def enrol(request: Request) -> Response:
+        certifying = _certifying()
         enrolment = decode_enrolment(await read_body(request, MAX_ENROLMENT))
-        enrolled = await to_thread.run_sync(authority.enrol, enrolment)
-        return Response(encode(enrolled), media_type="application/msgpack")
+        return _packed(await to_thread.run_sync(certifying.enrol, enrolment))
 
     async def renew(request: Request) -> Response:
+        certifying = _certifying()
         renewal = decode_renewal(await read_body(request, MAX_ENROLMENT))
-        enrolled = await to_thread.run_sync(authority.renew, renewal)
-        return Response(encode(enrolled), media_type="application/msgpack")
+        return _packed(await to_thread.run_sync(certifying.renew, renewal))
+
+    def _certifying() -> Authority:
+        if authority is None:
+            raise NotFound(
+                "this authority issues keys and certifies nobody; ask the one that the network file names"
+            )
+        return authority
+
+    async def issue(request: Request) -> Response:
+        key_request = decode_key_request(await read_body(request, MAX_ENROLMENT))
+        return _packed(await to_thread.run_sync(issuer.issue, key_request))
+
+    async def word(request: Request) -> Response:
+        said = await to_thread.run_sync(issuer.word, request.path_params["round"])
+        return Response(said, media_type="application/msgpack")
 
     async def info(_: Request) -> Response:
-        return JSONResponse(authority.info())
+        public = issuer.public
+        return JSONResponse({"public_key": key.hex(), "abe_public": public.hex() if public else None})
 
     async def alive(_: Request) -> Response:
         return PlainTextResponse("ok\n")
 
+    async def ready(_: Request) -> Response:
+        issuer.check_ready()
+        return PlainTextResponse("ok\n")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        issuer.start()
+        yield
+        await to_thread.run_sync(issuer.stop)
+
     routes = [
         Route("/v1/enrol", enrol, methods=["POST"]),
         Route("/v1/renew", renew, methods=["POST"]),
+        Route("/v1/key", issue, methods=["POST"]),
+        Route("/v1/ceremony/{round:int}", word),
         Route("/v1/info", info),
         Route("/healthz", alive),
-        Route("/readyz", alive),
+        Route("/readyz", ready),
     ]
-    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
+    return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
+
+
+def _packed(answer: object) -> Response:
+    return Response(encode(answer), media_type="application/msgpack")

@@ -1,38 +1,42 @@
 """The light client of one chain: sends transactions to its nodes, waits for receipts, collects releases.
 
 Several nodes are asked in turn, so that one that is down or behind costs time only. What a node says about state and receipts is
-believed from that node; a ticket is believed from a quorum, a credential from the authority's signature.
+believed from that node; a ticket and the index key are believed from a quorum, a credential from the authority's signature.
 """
 
 import os
 import random
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 
-from configs.http import Client
 from configs.members import Members
+from crypto import tdh2
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from crypto.seal import SealKey
-from crypto.sign import SigningKey, is_valid
+from crypto.sign import Ed25519Signer
 from protocol.block import Committee
 from protocol.contract import Person, Receipt, RecordEntry, decode_person, decode_receipt, decode_record
 from protocol.genesis import Genesis
 from protocol.identity import Credential, Release, SignedTicket, decode_release
+from protocol.index_key import IndexKey, decode_signed_index_key, index_label
 from protocol.network import ChainAddresses
 from protocol.record import Index, decode_index
 from protocol.tx import Action, Tx
 
+T = TypeVar("T")
 TX_LIFETIME_MS = 120_000
-MAX_LOG = 100_000
-"""Receipts of one access log; a node that has more to say makes them up."""
+MAX_ANSWER = 8 << 20
+"""Bytes of any server's answer, unless the request says otherwise in its extension `max_answer`."""
 MAX_RETRY_AFTER = 30.0
 PAUSE = 0.2
-_NOT_AGREED = "not in the agreed form; it may run another version"
+_OTHER_FORM = "a node's answer is not in the agreed form; it may run another version"
 _ERRORS: dict[int, type[DiptychError]] = {
     400: Malformed,
     401: Unauthentic,
@@ -51,25 +55,63 @@ class Busy(Unavailable):
         self.seconds = seconds
 
 
+class TooLarge(httpx2.TransportError):
+    """A server's answer is larger than any honest one."""
+
+
+class _Capped(httpx2.SyncByteStream):
+    """An answer that breaks off with `TooLarge` once more than `limit` bytes have come."""
+
+    def __init__(self, stream: httpx2.SyncByteStream, limit: int) -> None:
+        self._stream, self._limit = stream, limit
+
+    def __iter__(self) -> Iterator[bytes]:
+        left = self._limit
+        for chunk in self._stream:
+            left -= len(chunk)
+            if left < 0:
+                raise TooLarge(f"the answer is over the limit of {self._limit} bytes")
+            yield chunk
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _Transport(httpx2.HTTPTransport):
+    """Bounds what a lying server can make its client hold; what is compressed could unpack to anything, so nothing is."""
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        response = super().handle_request(request)
+        assert isinstance(response.stream, httpx2.SyncByteStream)
+        if response.headers.get("content-encoding", "identity") != "identity":
+            response.stream.close()
+            raise TooLarge("the answer is compressed although that was not asked for")
+        response.stream = _Capped(response.stream, request.extensions.get("max_answer", MAX_ANSWER))
+        return response
+
+
+def http_client(seconds: float) -> httpx2.Client:
+    """Direct connections only: a proxy from the environment would see who asks for whom."""
+    return httpx2.Client(
+        timeout=httpx2.Timeout(seconds, connect=3),
+        headers={"accept-encoding": "identity"},
+        trust_env=False,
+        follow_redirects=False,
+        transport=_Transport(trust_env=False),
+    )
+
+
 def checked(response: httpx2.Response) -> httpx2.Response:
     """The response if it is a success, otherwise its problem as the `DiptychError` it stands for."""
     if response.is_success:
         return response
     try:
-        detail = str(json_of(response)["detail"])[:1000]
-    except (ValueError, KeyError, TypeError):
+        detail = str(response.json()["detail"])[:1000]
+    except (ValueError, KeyError, TypeError, RecursionError):
         detail = f"the server answered with HTTP status {response.status_code}"
     if response.status_code == 503:
         raise Busy(detail, _retry_after(response.headers.get("retry-after", "")))
     raise _ERRORS.get(response.status_code, Unavailable)(detail)
-
-
-def json_of(response: httpx2.Response) -> Any:
-    """The answer as JSON, or `ValueError`."""
-    try:
-        return response.json()
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
 
 
 def _retry_after(text: str) -> float:
@@ -84,13 +126,18 @@ def now_ms() -> int:
 
 
 class ChainClient:
-    def __init__(self, genesis: Genesis, addresses: ChainAddresses) -> None:
-        self.genesis = genesis
+    """`warn` is called with a sentence when a node is caught at something that did not keep the work from being done."""
+
+    def __init__(
+        self, genesis: Genesis, addresses: ChainAddresses, warn: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.genesis, self._warn = genesis, warn
+        self._index_key: IndexKey | None = None
         self._nodes = addresses.nodes
         self._members = Members(Committee(genesis), addresses.nodes)
         self._not_before: dict[str, float] = {}
         """When a node that was busy may be asked again, on the monotonic clock."""
-        self._http = Client(40)
+        self._http = http_client(40)
 
     @property
     def committee(self) -> Committee:
@@ -108,7 +155,7 @@ class ChainClient:
 
     # --- transactions -----------------------------------------------------------------------------------------------------
 
-    def execute(self, sender: SigningKey, action: Action, seconds: float = 60) -> Receipt:
+    def execute(self, sender: Ed25519Signer, action: Action, seconds: float = 60) -> Receipt:
         """Send an action and wait for its receipt. `Denied` when the contract refuses it, `Unavailable` when no node could
         make it final in time (it may still become final until it expires)."""
         receipt = self.send(sender, action, seconds)
@@ -116,7 +163,7 @@ class ChainClient:
             raise Denied(f"the {self.genesis.kind} chain refused: {receipt.reason} ({receipt.code})")
         return receipt
 
-    def send(self, sender: SigningKey, action: Action, seconds: float = 60) -> Receipt:
+    def send(self, sender: Ed25519Signer, action: Action, seconds: float = 60) -> Receipt:
         """As `execute`, but a refusal by the contract is an ordinary receipt. One transaction, sent again as needed: it can
         become final only once."""
         tx = Tx.make(self.genesis.chain_id, sender, os.urandom(16), now_ms() + TX_LIFETIME_MS, action)
@@ -153,12 +200,9 @@ class ChainClient:
             response = checked(self._http.get(f"{url}/v1/tx/{tx_id.hex()}", params=wait))
         if response.status_code == 202:
             raise NotFound("the transaction is not final yet")
-        try:
-            receipt = decode_receipt(_encoded(json_of(response)))
-        except (ValueError, Malformed):
-            raise Unavailable("a node's answer is no receipt; it may run another version") from None
+        receipt = decode_receipt(_encoded(response.json()))
         if receipt.tx != tx_id:
-            raise Unavailable("a node answered with the receipt of another transaction")
+            raise Unauthentic("a node answered with the receipt of another transaction")
         return receipt
 
     def _willing(self) -> list[str]:
@@ -184,11 +228,10 @@ class ChainClient:
         missing: NotFound | None = None
         for url in list(self._urls):
             try:
-                response = checked(self._http.get(url + path, params=params))
-                return json_of(response)
+                return checked(self._http.get(url + path, params=params)).json()
             except NotFound as error:
                 missing = error
-            except (httpx2.HTTPError, Unavailable, ValueError):
+            except (httpx2.HTTPError, Unavailable, ValueError, RecursionError):
                 self._demote(url)
         raise missing or Unavailable(
             f"no node of the {self.genesis.kind} chain answers; check that they are running"
@@ -199,12 +242,10 @@ class ChainClient:
 
         def ask(url: str) -> dict[str, Any]:
             try:
-                found = json_of(checked(self._http.get(f"{url}/v1/status", timeout=3)))
-                if isinstance(found, dict):
-                    return found
-            except (httpx2.HTTPError, DiptychError, ValueError):
-                pass
-            return {"error": "does not answer", "url": url}
+                found: dict[str, Any] = checked(self._http.get(f"{url}/v1/status", timeout=3)).json()
+                return found
+            except (httpx2.HTTPError, DiptychError, ValueError, RecursionError):
+                return {"error": "does not answer", "url": url}
 
         with ThreadPoolExecutor(len(self._urls)) as pool:
             return sorted(pool.map(ask, self._urls), key=lambda s: str(s.get("node", "~")))
@@ -217,7 +258,10 @@ class ChainClient:
 
     def person(self, key: bytes) -> Person:
         """A certified person; the authority's signature is checked, the validity in time is not."""
-        person = decode_person(_encoded(self.get(f"/v1/identity/{key.hex()}")))
+        return self._checked_person(key, _encoded(self.get(f"/v1/identity/{key.hex()}")))
+
+    def _checked_person(self, key: bytes, encoded: bytes) -> Person:
+        person = decode_person(encoded)
         person.signed.verify(self.genesis.authority, person.signed.credential.not_before_ms)
         if person.signed.credential.subject != key:
             raise Unauthentic("a node answered with the credential of another person")
@@ -230,91 +274,202 @@ class ChainClient:
             raise Denied("the credential of this key was revoked")
         return person.signed.credential
 
-    def access_log(self, record: bytes) -> list[Receipt]:
-        receipts: list[Receipt] = []
-        place = (0, 0)
-        while True:
-            answer = self.get(f"/v1/record/{record.hex()}/log", after=f"{place[0]}.{place[1]}")
+    def agreed_person(self, key: bytes) -> Person:
+        """As `person`, but a quorum of nodes says the same, so that no few of them can hide a revocation or a newer credential.
+
+        `NotFound` if a quorum does not know the key, `Unavailable` while no quorum agrees: some may be behind for a moment.
+        """
+
+        def ask(url: str) -> bytes | None:
             try:
-                page = [decode_receipt(bytes.fromhex(text)) for text in answer["encoded"]]
-                is_last = not answer["next"]
+                return _encoded(checked(self._http.get(f"{url}/v1/identity/{key.hex()}", timeout=5)).json())
+            except NotFound:
+                return b""
+            except (httpx2.HTTPError, DiptychError, ValueError, KeyError, TypeError):
+                return None
+
+        committee = self.committee
+        urls = [self._nodes[m.name].http for m in committee.members if m.name in self._nodes]
+        with ThreadPoolExecutor(committee.size) as pool:
+            said = Counter(answer for answer in pool.map(ask, urls) if answer is not None)
+        for answer, count in said.most_common(1):
+            if count >= committee.quorum:
+                if not answer:
+                    raise NotFound(f"the key is not certified on the {self.genesis.kind} chain")
+                return self._checked_person(key, answer)
+        raise Unavailable(
+            f"no {committee.quorum} nodes of the {self.genesis.kind} chain say the same about this key; try again"
+        )
+
+    def access_log(self, record: bytes) -> list[Receipt]:
+        """Every request for access to the record, in chain order, as one node tells it."""
+        receipts: list[Receipt] = []
+        last, more = (0, 0), True
+        while more:
+            page = self.get(f"/v1/record/{record.hex()}/log", after=f"{last[0]}.{last[1]}")
+            try:
+                found, more = [decode_receipt(bytes.fromhex(text)) for text in page["encoded"]], page["next"]
             except (KeyError, TypeError, ValueError):
-                raise Malformed(f"a node's access log is {_NOT_AGREED}") from None
-            receipts += page
-            if is_last:
-                return receipts
-            before, place = place, (page[-1].height, page[-1].position) if page else place
-            if place <= before or len(receipts) > MAX_LOG:
-                raise Malformed(
-                    "a node's access log does not come to an end; ask again, another node may answer"
-                )
+                raise Malformed(_OTHER_FORM) from None
+            places = [last, *((r.height, r.position) for r in found)]
+            if (
+                any(r.record != record for r in found)
+                or places != sorted(set(places))
+                or (more and not found)
+            ):
+                raise Malformed("a node's access log holds requests for other records, or is out of order")
+            receipts += found
+            last = places[-1]
+        return receipts
 
-    # --- release ------------------------------------------------------------------------------------------------------------
+    # --- the index key and releases -----------------------------------------------------------------------------------------
 
-    def release(self, request: bytes, reader: SealKey, seconds: float = 15) -> tuple[Index, SignedTicket]:
-        """Exchange an allowed request for the index entry and a ticket that a quorum of nodes has signed."""
-        found: dict[tuple[int, int], Release] = {}
-        refusals: dict[str, DiptychError] = {}
+    def index_key(self, seconds: float = 30) -> IndexKey:
+        """The key that index entries of this chain are encrypted to, believed because a quorum of members signed it. `Unavailable`
+        if they do not within `seconds`: a new chain takes a moment to make it."""
         deadline = time.monotonic() + seconds
-        with ThreadPoolExecutor(len(self._urls)) as pool:
-            while True:
-                for url, answer in zip(
-                    self._urls, pool.map(lambda u: self._ask_release(u, request), self._urls), strict=True
-                ):
-                    if isinstance(answer, Release):
-                        found.setdefault((answer.epoch, answer.signature.signer), answer)
-                    elif isinstance(answer, Denied):
-                        refusals[url] = answer
-                committee = self.committee
-                now = [r for (epoch, _), r in found.items() if epoch == committee.epoch]
-                if len(now) >= committee.quorum:
-                    return self._open_release(now, committee, reader)
-                if len(refusals) > len(self._urls) - committee.quorum:
-                    raise next(iter(refusals.values()))
+        while self._index_key is None:
+            signers: dict[IndexKey, set[int]] = {}
+            for answer in self._ask_all("/v1/index-key", self._signed_index_key):
+                if isinstance(answer, tuple):
+                    key, signer = answer
+                    signers.setdefault(key, set()).add(signer)
+                    if len(signers[key]) >= self.committee.quorum:
+                        self._index_key = key
+                        break
+            else:
                 if time.monotonic() > deadline:
                     raise Unavailable(
-                        f"only {len(now)} of the {committee.quorum} nodes needed released the index; try again later"
+                        f"no quorum of the {self.genesis.kind} chain's nodes names one index key; they may still be making it, "
+                        "check with: diptych chain status --verbose"
                     )
-                time.sleep(0.1)
+                time.sleep(PAUSE)
+        return self._index_key
 
-    def _ask_release(self, url: str, request: bytes) -> Release | DiptychError:
-        """One node's release, if its signature on the ticket holds."""
-        try:
-            release = decode_release(
-                checked(self._http.get(f"{url}/v1/release/{request.hex()}", timeout=5)).content
-            )
-        except DiptychError as error:
-            return error
-        except httpx2.HTTPError:
-            return Unavailable("a node does not answer")
-        signer, committee = release.signature.signer, self._members.now(release.epoch)
+    def _signed_index_key(self, content: bytes) -> tuple[IndexKey, int]:
+        signed = decode_signed_index_key(content)
+        if not signed.is_signed(self.genesis, self.committee.keys):
+            raise Unauthentic("a node's word on the index key does not hold")
+        return signed.key, signed.signer
+
+    def release(self, request: bytes, reader: SealKey, seconds: float = 15) -> tuple[Index, SignedTicket]:
+        """Exchange an allowed request for the index entry, opened with the decryption shares of enough nodes, and a ticket that a
+        quorum of nodes has signed.
+
+        Raises `Denied` when so many nodes refuse that no quorum is left, or the entry is none of this record version;
+        `Unauthentic` when nodes gave wrong shares, naming them, and too few right ones are left; `Unavailable` when too few answer.
+        """
+        deadline = time.monotonic() + seconds
+        found: dict[tuple[int, int], Release] = {}
+        suspects: set[str] = set()
+        while True:
+            refusals: list[Denied] = []
+            for answer in self._ask_all(f"/v1/release/{request.hex()}", lambda c: self._release(c, request)):
+                if isinstance(answer, Release):
+                    found[answer.epoch, answer.signature.signer] = answer
+                    opened = self._open_release(list(found.values()), reader, suspects, deadline)
+                    if opened:
+                        return opened
+                elif isinstance(answer, Denied):
+                    refusals.append(answer)
+            quorum = self.committee.quorum
+            if len(refusals) > len(self._urls) - quorum:
+                raise refusals[0]
+            if time.monotonic() > deadline:
+                if suspects:
+                    raise Unauthentic(
+                        f"wrong decryption shares came from {', '.join(sorted(suspects))}, and too few right ones from others; "
+                        "tell the chain's operators"
+                    )
+                raise Unavailable(
+                    f"only {len(found)} nodes released the index, or too few of them alike, where {quorum} are needed"
+                    "; try again later"
+                )
+            time.sleep(0.1)
+
+    def _release(self, content: bytes, request: bytes) -> Release:
+        release = decode_release(content)
+        ticket, committee = release.ticket, self._members.now(release.epoch)
         if (
-            release.ticket.request != request
-            or release.ticket.chain_id != self.genesis.chain_id
+            ticket.request != request
+            or ticket.chain_id != self.genesis.chain_id
             or release.epoch != committee.epoch
-            or signer >= committee.size
-            or not is_valid(
-                committee.keys[signer], "ticket", encode(release.ticket), release.signature.signature
-            )
+            or not release.is_signed(committee.keys)
         ):
-            return Unauthentic("a node's release does not hold")
+            raise Unauthentic("a node's release does not hold")
         return release
 
     def _open_release(
-        self, releases: list[Release], committee: Committee, reader: SealKey
-    ) -> tuple[Index, SignedTicket]:
-        ticket = releases[0].ticket
-        agreeing = sorted((r.signature for r in releases if r.ticket == ticket), key=lambda s: s.signer)
-        if len(agreeing) < committee.quorum:
-            raise Unauthentic(
-                "the nodes released different tickets for one request; tell the chain's operators"
+        self, releases: Sequence[Release], reader: SealKey, suspects: set[str], deadline: float
+    ) -> tuple[Index, SignedTicket] | None:
+        """What the releases that agree with the last one give together; None if that is not enough. Adds to `suspects` the names of
+        nodes whose shares are wrong."""
+        last = releases[-1]
+        alike = sorted(
+            (
+                r
+                for r in releases
+                if (r.epoch, r.ticket, r.entry, r.rule, r.round)
+                == (last.epoch, last.ticket, last.entry, last.rule, last.round)
+            ),
+            key=lambda r: r.signature.signer,
+        )
+        committee = self.committee
+        if last.epoch != committee.epoch or len(alike) < committee.quorum:
+            return None
+        if self._index_key is not None and self._index_key.round < last.round:
+            self._index_key = None  # it has been shared anew
+        key, ticket = self.index_key(max(0.0, deadline - time.monotonic())), last.ticket
+        if key.round != last.round:
+            return None
+        shares: dict[int, bytes] = {}
+        for release in alike:
+            holder = key.place(committee.keys[release.signature.signer])
+            if holder is not None and release.sealed_share is not None:
+                try:
+                    shares[holder] = reader.open(release.sealed_share, "a decryption share")
+                except Unauthentic:
+                    shares[holder] = b""
+        label = index_label(ticket.chain_id, ticket.record, ticket.version, last.rule)
+        try:
+            content, wrong = tdh2.combine(key.shared, label, last.entry, shares)
+        except tdh2.WrongShares as error:
+            content, wrong = None, error.holders
+        names = {key.holders[holder].name for holder in wrong}
+        for name in sorted(names - suspects):
+            self._warn(f"{name} gave a wrong decryption share; tell its operator")
+        suspects |= names
+        if content is None:
+            return None
+        index = decode_index(content)
+        if (index.chain_id, index.record, index.version) != (ticket.chain_id, ticket.record, ticket.version):
+            raise Denied(
+                "the index entry on chain is for another record or version; its patient must publish it anew"
             )
-        signed = SignedTicket(ticket, committee.epoch, tuple(agreeing[: committee.quorum]))
-        return decode_index(reader.open(releases[0].sealed_index, "the released index")), signed
+        signatures = tuple(r.signature for r in alike[: committee.quorum])
+        return index, SignedTicket(ticket, committee.epoch, signatures)
+
+    def _ask_all(self, path: str, read: Callable[[bytes], T]) -> Iterator[T | DiptychError]:
+        """What `read` makes of each node's answer, as they come; errors as values. Whoever has enough need not wait for the rest."""
+
+        def ask(url: str) -> T | DiptychError:
+            try:
+                return read(checked(self._http.get(url + path, timeout=5)).content)
+            except DiptychError as error:
+                return error
+            except httpx2.HTTPError:
+                return Unavailable("a node does not answer")
+
+        pool = ThreadPoolExecutor(len(self._urls))
+        try:
+            for answer in as_completed([pool.submit(ask, url) for url in self._urls]):
+                yield answer.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _encoded(answer: Any) -> bytes:
     try:
         return bytes.fromhex(answer["encoded"])
     except (KeyError, TypeError, ValueError):
-        raise Malformed(f"a node's answer is {_NOT_AGREED}") from None
+        raise Malformed(_OTHER_FORM) from None

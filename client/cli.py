@@ -4,7 +4,6 @@ For people by default, `-o json` for programs: then standard output holds one JS
 standard error. Exit codes: see `EXIT_CODES`.
 """
 
-import getpass
 import json
 import os
 import sys
@@ -12,30 +11,33 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from client import audit
 from client.diagnosis import diagnose
 from client.doctor import Doctor
-from client.enrolment import Invite
+from client.enrolment import Invitation
 from client.fhir import group_of, join, load_bundle, load_profile
-from client.home import Home
+from client.guardians import QrKind, qr, read_share, write_sheets
+from client.home import Home, Outside
 from client.patient import Patient, StoredRecord
 from client.reader import Reader
 from client.session import Session
-from configs.files import passphrase_from, read, read_text, write
+from client.terminal import Terminal
+from configs import passphrases
+from configs.files import read, read_text, write
 from configs.settings import Pairing
-from crypto import ceas, ces, group
+from configs.signer import CommandCesSigner, CommandSigner
+from crypto import ceas, ces, group, guardians
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from protocol.contract import Receipt
-from protocol.evidence import Evidence
-from protocol.genesis import Genesis, from_toml
+from protocol.genesis import from_toml
 from protocol.identity import ChainKind, Purpose
 
 EXIT_CODES: dict[type[DiptychError], int] = {
@@ -47,6 +49,7 @@ EXIT_CODES: dict[type[DiptychError], int] = {
     Conflict: 8,
 }
 FORK = 9
+CONVICTION = ("member", "epoch", "kind", "signed", "block", "and", "other block")
 DEFAULT_HOME = Path("~/.diptych")
 DEFAULT_POLICIES = {
     "private": "role:doctor or role:government",
@@ -65,7 +68,11 @@ app = typer.Typer(
 )
 record_app = typer.Typer(no_args_is_help=True, help="Sign, store, share, request, open and export records.")
 chain_app = typer.Typer(no_args_is_help=True, help="Look at the chains.")
+guardians_app = typer.Typer(
+    no_args_is_help=True, help="Have people you trust keep shares of your keys, in case you lose them."
+)
 app.add_typer(record_app, name="record")
+app.add_typer(guardians_app, name="guardians")
 app.add_typer(chain_app, name="chain")
 
 ChainOption = Annotated[
@@ -79,35 +86,43 @@ Key = Annotated[str, typer.Option(help="A public key: 64 hex digits, as printed 
 class _Context:
     home: Path
     as_json: bool
-    passphrase_command: str | None
-    console: Console
+    console: Terminal
+    passphrase_command: str | None = None
+    passphrase_fd: int | None = None
+    signer_command: str | None = None
+    ces_signer_command: str | None = None
 
     def open(self) -> Session:
         """The home's session; asks for the passphrase on a terminal if the home has one."""
-        path = self.home.expanduser()
-        if self.passphrase_command:
-            return Session(Home(path, passphrase_from(self.passphrase_command)), self.progress)
-        try:
-            home = Home(path)
-        except Denied:
-            if not sys.stdin.isatty():
-                raise
-            home = Home(path, getpass.getpass("Passphrase: ").encode())
-        return Session(home, self.progress)
+        path, secret = self.home.expanduser(), self.passphrase
+        if secret is None and sys.stdin.isatty() and passphrases.is_needed([path / "master.key"]):
+            secret = passphrases.ask()
+        return Session(Home(path, secret, self.outside()), self.progress)
+
+    @cached_property
+    def passphrase(self) -> bytes | None:
+        """The one that was given, read once: a file descriptor gives it only once."""
+        return passphrases.passphrase_from(self.passphrase_command, self.passphrase_fd)
+
+    def outside(self) -> Outside:
+        return Outside(
+            CommandSigner(self.signer_command) if self.signer_command else None,
+            CommandCesSigner(self.ces_signer_command) if self.ces_signer_command else None,
+        )
 
     def progress(self, step: str) -> None:
         if not self.as_json:
-            self.console.print(f"[dim]· {step} …[/dim]", highlight=False)
+            self.console.print(f"· {step} …", style="dim")
 
-    def show(self, data: Any, human: Callable[[Console], None]) -> None:
+    def show(self, data: Any, human: Callable[[Terminal], None]) -> None:
         """Print `data` as JSON, or let `human` print it."""
         if self.as_json:
             print(json.dumps(data, ensure_ascii=False, indent=2))
         else:
-            human(Console(soft_wrap=True, highlight=False))
+            human(Terminal())
 
 
-_context = _Context(DEFAULT_HOME, False, None, Console(stderr=True, highlight=False))
+_context = _Context(DEFAULT_HOME, False, Terminal(stderr=True))
 
 
 @app.callback()
@@ -124,15 +139,39 @@ def _options(
             envvar="DIPTYCH_PASSPHRASE_COMMAND", help="A command that prints the home's passphrase."
         ),
     ] = None,
+    passphrase_fd: Annotated[
+        int | None,
+        typer.Option(
+            min=0, envvar="DIPTYCH_PASSPHRASE_FD", help="A file descriptor that gives it as one line."
+        ),
+    ] = None,
+    signer_command: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DIPTYCH_SIGNER_COMMAND", help="A command that signs, for a home whose key is elsewhere."
+        ),
+    ] = None,
+    ces_signer_command: Annotated[
+        str | None,
+        typer.Option(envvar="DIPTYCH_CES_SIGNER_COMMAND", help="The same for a doctor's record-signing key."),
+    ] = None,
     pairing: Annotated[
         Pairing | None,
         typer.Option(envvar="DIPTYCH_PAIRING", help="Prefer this pairing library to the fastest."),
     ] = None,
 ) -> None:
     global _context
-    _context = _Context(home, output == "json", passphrase_command, Console(stderr=True, highlight=False))
+    _context = _Context(
+        home,
+        output == "json",
+        Terminal(stderr=True),
+        passphrase_command,
+        passphrase_fd,
+        signer_command,
+        ces_signer_command,
+    )
     if notice := (group.use(pairing) if pairing else group.chosen()).notice:
-        _context.console.print(notice, markup=False, soft_wrap=True)
+        _context.console.print(notice)
 
 
 @app.command()
@@ -154,15 +193,13 @@ def init(
     """
     if suite not in CES_SUITES:
         raise Malformed(f"{suite!r} is no record-signing suite; use one of {', '.join(CES_SUITES)}")
-    invitation = Invite.from_text(invite)
+    invited = Invitation.from_text(invite).invite.body
     path = _context.home.expanduser()
     if not (path / "master.key").exists():
-        secret = passphrase_from(_context.passphrase_command)
-        if secret is None and passphrase:
-            secret = getpass.getpass("New passphrase: ").encode()
-            if getpass.getpass("Again: ").encode() != secret:
-                raise Malformed("the two passphrases differ; nothing was made")
-        Home.create(path, network, CES_SUITES[suite] if invitation.body.role == "doctor" else None, secret)
+        if passphrase and _context.passphrase is None:
+            _context.passphrase = passphrases.ask_new()
+        ces_suite = CES_SUITES[suite] if invited.role == "doctor" else None
+        Home.create(path, network, ces_suite, _context.passphrase, _context.outside())
     with _context.open() as session:
         session.enrol(invite)
         _whoami(session)
@@ -197,6 +234,147 @@ def _whoami(session: Session) -> None:
         "valid_until": _time(credential.not_after_ms),
     }
     _context.show(data, lambda c: _print_fields(c, data))
+
+
+@app.command("passphrase")
+def change_passphrase(
+    new_passphrase_command: Annotated[
+        str | None, typer.Option(help="A command that prints the new passphrase.")
+    ] = None,
+    new_passphrase_fd: Annotated[
+        int | None, typer.Option(min=0, help="A file descriptor that gives it; may be the present one's.")
+    ] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Leave the home without a passphrase.")] = False,
+) -> None:
+    """Change, set or remove the passphrase of your home; asks on the terminal for what is not given.
+
+    The key file is replaced whole. Old copies of it keep the old passphrase.
+
+    Examples: `diptych --home ~/alice passphrase` ·
+    `diptych --passphrase-command 'pass old' passphrase --new-passphrase-command 'pass new'` ·
+    `printf 'old\\nnew\\n' | diptych --passphrase-fd 0 passphrase --new-passphrase-fd 0`
+    """
+    old = _context.passphrase
+    new = passphrases.passphrase_from(new_passphrase_command, new_passphrase_fd)
+    changed = passphrases.change([_context.home.expanduser() / "master.key"], old, new, remove=remove)
+    data = {"changed": bool(changed)}
+    _context.show(
+        data, lambda c: c.print("the passphrase is " + ("changed" if changed else "the new one already"))
+    )
+
+
+# --- guardians --------------------------------------------------------------------------------------------------------------
+
+
+@guardians_app.command("split")
+def guardians_split(
+    guardian: Annotated[
+        list[str], typer.Argument(help="A name for each guardian, which stands on their share.")
+    ],
+    needed: Annotated[int, typer.Option(help="How many of them together recover your keys.")],
+    out: Annotated[Path, typer.Option(help="The folder for the sheets, one text a guardian to print.")],
+    qr_code: Annotated[QrKind, typer.Option("--qr", help="Write a QR code beside each sheet.")] = "svg",
+) -> None:
+    """Split your keys among guardians: any --needed of them can bring you back, fewer know nothing.
+
+    Print each sheet, hand it over in person, then delete the folder. Guardians who join up to that number can act as you: choose people
+    who would not. A new split does not undo an old one; ask for old sheets back.
+
+    Example: `diptych --home ~/alice guardians split Bob Carol Dave --needed 2 --out shares/`
+    """
+    with _context.open() as session:
+        shares = session.home.split(guardian, needed)
+    written = write_sheets(shares, out, qr_code)
+    data = {
+        "set": guardians.set_name(shares[0].set_id),
+        "needed": needed,
+        "shares": [{"number": share.number, "guardian": share.label} for share in shares],
+        "files": [str(path) for path in written],
+    }
+
+    def human(console: Terminal) -> None:
+        console.print(_table(data["shares"], "number", "guardian"))  # type: ignore[arg-type]
+        console.print(
+            f"set {data['set']}: any {needed} recover the keys; written to {out}, delete it once printed"
+        )
+
+    _context.show(data, human)
+
+
+@guardians_app.command("check")
+def guardians_check(
+    share: Annotated[Path, typer.Argument(help="A share in a file, or - for standard input.")],
+    qr_code: Annotated[bool, typer.Option("--qr", help="Show it as a QR code on the terminal.")] = False,
+) -> None:
+    """Read a share and say what it is, or which groups of it are mistyped. Needs no home and no other share.
+
+    Examples: `diptych guardians check share-2.txt` · `diptych guardians check share-2.txt --qr`
+    """
+    found = read_share(share)
+    if qr_code:
+        qr(found).terminal(sys.stdout, compact=True)
+        return
+    data = {
+        "set": guardians.set_name(found.set_id),
+        "number": found.number,
+        "total": found.total,
+        "needed": found.needed,
+        "guardian": found.label,
+    }
+    _context.show(data, lambda c: _print_fields(c, data))
+
+
+@guardians_app.command("recover")
+def guardians_recover(
+    share: Annotated[
+        list[Path], typer.Argument(help="Files with the shares as printed or scanned; - for standard input.")
+    ],
+    network: Annotated[
+        Path | None,
+        typer.Option(help="The network file, if no copy of the home is left to put its key into."),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option("--ces", help="With --network, for a doctor: the suite of a new record-signing key."),
+    ] = None,
+    passphrase: Annotated[
+        bool, typer.Option(help="Protect the keys with a new passphrase, asked for on the terminal.")
+    ] = False,
+) -> None:
+    """Bring your keys back from guardians' shares, into a copy of your home or, with --network, into a new one.
+
+    A copy (without its master.key, or with a forgotten passphrase) gets its key back and has all your records. A new home has your
+    identity again: `diptych renew` fetches what is certified, or `diptych init` with a new invitation; ask your doctors for the records.
+
+    Examples: `diptych --home ~/alice guardians recover share-1.txt share-3.txt --passphrase` ·
+    `diptych --home ~/alice guardians recover share-1.txt share-3.txt --network network.toml`
+    """
+    if suite and suite not in CES_SUITES:
+        raise Malformed(f"{suite!r} is no record-signing suite; use one of {', '.join(CES_SUITES)}")
+    found = guardians.recover([read_share(path) for path in share])
+    if passphrase and _context.passphrase is None:
+        _context.passphrase = passphrases.ask_new()
+    path = _context.home.expanduser()
+    if network:
+        ces_suite = CES_SUITES[suite] if suite else None
+        Home.create(path, network, ces_suite, _context.passphrase, _context.outside(), found.secret)
+    else:
+        Home.restore(path, found.secret, _context.passphrase)
+    with _context.open() as session:
+        key, records = session.home.sign.public.hex(), len(session.home.names("record"))
+    altered = [share.name for share in found.altered]
+    data = {"key": key, "records": records, "altered": altered}
+
+    def human(console: Terminal) -> None:
+        console.print(f"your keys are back: public key {key}, {records} records")
+        if altered:
+            console.print(f"altered since the split and left out: {', '.join(altered)}", markup=False)
+        if network:
+            console.print(
+                "fetch your credential and attribute key with: diptych renew (doctors: diptych init --invite …)"
+            )
+
+    _context.show(data, human)
 
 
 # --- records ----------------------------------------------------------------------------------------------------------------
@@ -235,7 +413,7 @@ def record_import(
     listed = [{"part": p.label, "title": p.title, "access": p.access, "bytes": len(p.content)} for p in parts]
     result = {"record": record.hex(), "package": str(path), "parts": listed}
 
-    def human(console: Console) -> None:
+    def human(console: Terminal) -> None:
         console.print(_table(listed, "part", "title", "access", "bytes"))
         console.print(f"record   {record.hex()}\npackage  {path}  (only the patient can open it)")
 
@@ -423,7 +601,7 @@ def record_open(
     if not out and _context.as_json:
         data["parts"] = {label: json.loads(content) for label, content in opened.parts.items()}
 
-    def human(console: Console) -> None:
+    def human(console: Terminal) -> None:
         console.print(_table(rows, "part", "bytes"))
         console.print(f"the doctor's signature holds over these {len(rows)} parts")
         if opened.closed:
@@ -492,11 +670,11 @@ def chain_status(
     ]
     columns = ("node", "height", "view", "leader", "peers", "mempool", "trouble")
 
-    def human(console: Console) -> None:
+    def human(console: Terminal) -> None:
         console.print(_table(rows, *columns))
         for kind, sentences in zip(session.chains, said, strict=False):
             for sentence in sentences:
-                console.print(f"{kind}: {sentence}", markup=False)
+                console.print(f"{kind}: {sentence}")
 
     data = {"nodes": nodes, "diagnosis": dict(zip(session.chains, said, strict=True))} if verbose else nodes
     _context.show(data, human)
@@ -513,7 +691,7 @@ def chain_block(
     header = block["header"]
     rows = [{"tx": t["tx"], "kind": t["action"]["type"], "sender": t["sender"][:16]} for t in block["txs"]]
 
-    def human(console: Console) -> None:
+    def human(console: Terminal) -> None:
         fields = ("height", "view", "time_ms", "parent", "tx_root", "proposer")
         _print_fields(console, {"block": block["block"], **{name: header[name] for name in fields}})
         console.print(_table(rows, "tx", "kind", "sender"))
@@ -536,7 +714,7 @@ def chain_tx(
 def audit_databases(
     databases: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="DB_A DB_B", help="consensus.db of two nodes, or copies of them."),
+        typer.Argument(metavar="DB_A DB_B [DB_C…]", help="consensus.db of two or more nodes, or copies."),
     ] = None,
     genesis: Annotated[Path, typer.Option(help="The chain's genesis file.")] = ...,  # type: ignore[assignment]
     out: Annotated[
@@ -546,9 +724,10 @@ def audit_databases(
         Path | None, typer.Option(help="Check such a file instead of comparing databases.")
     ] = None,
 ) -> None:
-    """Compare two nodes' consensus databases offline: one history, or a fork, and whose signatures prove who made it.
+    """Compare nodes' consensus databases offline: one history, or a fork, and whose signatures prove who made it.
 
-    Ends with exit code 0 for one history and 9 for a fork. The evidence convinces anyone who has the genesis.
+    A node that has fetched blocks from others lacks some of their certificates: name more databases if two do not show who made a
+    fork. Ends with exit code 0 for one history and 9 for a fork. The evidence convinces anyone who has the genesis.
 
     Examples: `diptych audit a/consensus.db b/consensus.db --genesis genesis-storage.toml --out evidence.bin` ·
     `diptych audit --verify evidence.bin --genesis genesis-storage.toml`
@@ -557,45 +736,53 @@ def audit_databases(
     if verify:
         if databases or out:
             raise Malformed("--verify checks a file alone; leave the databases and --out away")
-        rows = _pairs_shown(audit.verify(read(verify, audit.MAX_FILE), chain), chain)
-        _context.show(rows, lambda c: c.print(_table(rows, *rows[0])))
+        rows = _convictions_shown(audit.verify(read(verify, audit.MAX_FILE), chain))
+        _context.show(rows, lambda c: c.print(_table(rows, *CONVICTION)))
         return
-    if len(databases or []) != 2:
-        raise Malformed("name the two databases to compare, or --verify FILE")
-    report = audit.audit(databases[0], databases[1], chain)  # type: ignore[index]
-    rows = _pairs_shown(report.pairs, chain)
+    if not databases or len(databases) < 2:
+        raise Malformed("name two or more databases to compare, or --verify FILE")
+    report = audit.audit(databases, chain)
+    rows = _convictions_shown(report.convictions)
     if out and rows:
         write(out, encode(audit.evidence_file(report, chain)))
-    verdict = (
-        f"one history: proved up to heights {report.heights[0]} and {report.heights[1]}"
-        if report.fork is None
-        else f"FORK at height {report.fork}: both histories are certified"
-    )
-    if report.fork is not None and not rows:
-        verdict += "; these two databases lack the certificates that name the members who made it: audit those of other nodes"
-    data = {"heights": list(report.heights), "fork": report.fork, "verdict": verdict, "evidence": rows}
+    verdict = f"one history: proved up to heights {', '.join(map(str, report.heights))}"
+    branches = [[str(databases[i]) for i in branch] for branch in report.branches]
+    if report.fork is not None:
+        sides = " against ".join(", ".join(branch) for branch in branches)
+        verdict = f"FORK at height {report.fork}: {len(branches)} histories are certified, {sides}"
+        if not rows:
+            verdict += "; these databases lack the certificates that name the members who made it: add those of other nodes"
+    data = {
+        "heights": list(report.heights),
+        "fork": report.fork,
+        "branches": branches,
+        "verdict": verdict,
+        "evidence": rows,
+    }
 
-    def human(console: Console) -> None:
+    def human(console: Terminal) -> None:
         console.print(verdict)
         if rows:
-            console.print(_table(rows, *rows[0]))
+            console.print(_table(rows, *CONVICTION))
 
     _context.show(data, human)
     if report.fork is not None:
         raise typer.Exit(FORK)
 
 
-def _pairs_shown(pairs: Sequence[Evidence], genesis: Genesis) -> list[dict[str, Any]]:
+def _convictions_shown(convictions: Sequence[audit.Conviction]) -> list[dict[str, Any]]:
     return [
         {
-            "member": genesis.members[pair.first.signer].name,
+            "member": member.name,
+            "key": member.key.hex(),
+            "epoch": pair.epoch,
             "kind": pair.kind,
             "signed": f"{pair.first.kind} in view {pair.first.view}",
             "block": pair.first.block.hex() if pair.first.block else "–",
             "and": f"{pair.second.kind} in view {pair.second.view}",
             "other block": pair.second.block.hex() if pair.second.block else "–",
         }
-        for pair in pairs
+        for member, pair in convictions
     ]
 
 
@@ -664,12 +851,12 @@ def _show_stored(stored: StoredRecord) -> None:
         "parts": rows,
     }
 
-    def human(console: Console) -> None:
+    def human(console: Terminal) -> None:
         console.print(_table(rows, "part", "access", "ciphertext", "bytes"))
         for name, policy in policies.items():
             console.print(f"{name:8} {policy}")
         for rule in rules:
-            console.print(f"rule     {rule}", markup=False)
+            console.print(f"rule     {rule}")
         console.print(
             f"record   {header.record.hex()}  version {stored.version}"
             + ("" if stored.version else " (not stored yet)")
@@ -686,12 +873,10 @@ def _table(rows: list[dict[str, Any]], *columns: str) -> Table:
     return table
 
 
-def _print_fields(console: Console, data: Mapping[str, Any]) -> None:
+def _print_fields(console: Terminal, data: Mapping[str, Any]) -> None:
     width = max(map(len, data))
     for name, value in data.items():
-        console.print(
-            f"{name:{width}}  {', '.join(value) if isinstance(value, list) else value}", markup=False
-        )
+        console.print(f"{name:{width}}  {', '.join(value) if isinstance(value, list) else value}")
 
 
 def main() -> None:
@@ -703,7 +888,7 @@ def main() -> None:
         if _context.as_json:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}), file=sys.stderr)
         else:
-            _context.console.print(f"error: {error}", markup=False, soft_wrap=True, style="red")
+            _context.console.print(f"error: {error}", style="red")
         sys.exit(code)
     except KeyboardInterrupt:
         sys.exit(130)

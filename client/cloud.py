@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import httpx2
 
-from client.chain import checked, now_ms
-from configs.http import Client, read
+from client.chain import checked, http_client, now_ms
 from crypto.codec import encode
 from crypto.errors import Malformed, Unauthentic, Unavailable
-from crypto.sign import SigningKey
+from crypto.sign import Ed25519Signer
 from protocol.identity import SignedTicket
 from protocol.network import Service
 from protocol.record import (
@@ -35,12 +34,13 @@ from protocol.record import (
 )
 
 _MSGPACK = {"content-type": "application/msgpack"}
+_MAX_DOWNLOAD_HEAD = MAX_REQUEST_HEAD + MAX_CLASSES * MAX_ENVELOPE
 
 
 class CloudClient:
     def __init__(self, service: Service) -> None:
         self._url, self._key = service.url, bytes.fromhex(service.key)
-        self._http = Client(120)
+        self._http = http_client(120)
 
     def close(self) -> None:
         self._http.close()
@@ -65,23 +65,25 @@ class CloudClient:
         return receipt
 
     def fetch(
-        self, index: Index, ticket: SignedTicket | None, reader: SigningKey, wanted: Sequence[BlobRef] = ()
+        self, index: Index, ticket: SignedTicket | None, reader: Ed25519Signer, wanted: Sequence[BlobRef] = ()
     ) -> tuple[DownloadHead, list[Envelope], dict[bytes, bytes]]:
         """The view that `index` points at, its envelopes, and the `wanted` parts by hash, all checked against their names."""
         names = tuple(ref.hash for ref in wanted)
         request = Download.make(
             DownloadBody(index, ticket, reader.public, names, now_ms(), os.urandom(16)), reader
         )
+        size = 4 + _MAX_DOWNLOAD_HEAD + sum(ref.size for ref in wanted)
         try:
             with self._http.stream(
-                "POST", f"{self._url}/v1/download", content=encode(request), headers=_MSGPACK
+                "POST",
+                f"{self._url}/v1/download",
+                content=encode(request),
+                headers=_MSGPACK,
+                extensions={"max_answer": size},
             ) as response:
                 if not response.is_success:
-                    checked(
-                        httpx2.Response(
-                            response.status_code, headers=response.headers, content=read(response)
-                        )
-                    )
+                    response.read()
+                    checked(response)
                 return _read_download(index, wanted, _Reader(response.iter_bytes()))
         except httpx2.HTTPError as error:
             raise Unavailable(
@@ -108,7 +110,7 @@ def _read_download(
     index: Index, wanted: Sequence[BlobRef], stream: _Reader
 ) -> tuple[DownloadHead, list[Envelope], dict[bytes, bytes]]:
     size = int.from_bytes(stream.take(4), "big")
-    if size > MAX_REQUEST_HEAD + MAX_CLASSES * MAX_ENVELOPE:
+    if size > _MAX_DOWNLOAD_HEAD:
         raise Malformed("the cloud's answer announces a head that is too large")
     head = decode_download_head(stream.take(size))
     if head.view.address != index.address:

@@ -16,10 +16,10 @@ FAR_BEHIND = 10
 def diagnose(committee: Committee, answers: Sequence[Mapping[str, Any]]) -> list[str]:
     """The worst first, at least one sentence. `answers` are the nodes' statuses; one without a member's name in `node` is of
     a node that does not answer. Raises `Malformed` if a status lacks what this version's nodes tell."""
+    nodes = {str(a["node"]): a for a in answers if a.get("node") in {m.name for m in committee.members}}
     try:
-        nodes = {str(a["node"]): a for a in answers if a.get("node") in {m.name for m in committee.members}}
         return _diagnose(committee, nodes)
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise Malformed("a node's status is not in the agreed form; it may run another version") from None
 
 
@@ -45,6 +45,7 @@ def _diagnose(committee: Committee, nodes: Mapping[str, Mapping[str, Any]]) -> l
     if lagging:
         said.append(f"{_listed(lagging)} {_is(lagging)} behind and catching up with height {highest}")
     said.append(_progress(committee, nodes, highest))
+    said += _index_key(nodes)
     if silent:
         spare = len(nodes) - quorum
         said.append(
@@ -87,6 +88,21 @@ def _progress(committee: Committee, nodes: Mapping[str, Mapping[str, Any]], high
     if unheard:
         sentence += f"; nothing in this view from {_listed(unheard)}"
     return sentence
+
+
+def _index_key(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Whether the chain has an index key, and who has no part in it."""
+    seen = max(nodes.values(), key=lambda s: int(s["executed_height"]))["index_key"]
+    said = []
+    if seen["phase"]:
+        verb = "re-shares" if seen["public"] else "makes"
+        said.append(f"{verb} its index key: waits for {_listed(seen['waits_for'])} ({seen['phase']})")
+    without = [n for n, s in nodes.items() if s["index_key"]["public"] and not s["index_key"]["holds_share"]]
+    if without:
+        said.append(
+            f"{_listed(without)} cannot help to open index entries, for want of a share: see the log, and re-share the key"
+        )
+    return said
 
 
 def _listed(names: Sequence[str]) -> str:

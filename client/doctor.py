@@ -26,14 +26,14 @@ MAX_RECORD = 96 << 20
 _SUITE = "diptych-record/x25519-sealedbox"
 
 
-class SignedPart(Wire, frozen=True):
+class SignedPart(Wire, frozen=True, tag="part/1"):
     """What the doctor signs and the patient seals as one message: who may not open it does not even see its label."""
 
     label: Label
     content: bytes
 
 
-class Record(Wire, frozen=True):
+class Record(Wire, frozen=True, tag="signed-record/1"):
     """A signed record in the clear: the doctor's full signature and the parts it covers, in order."""
 
     signature: ces.FullSignature
@@ -51,7 +51,7 @@ class _Package(Wire, frozen=True):
 
 decode_part = Decoder(SignedPart, "a part of the record", MAX_MESSAGE)
 _decode_record = Decoder(Record, "a signed record", MAX_RECORD)
-_decode_package = Decoder(_Package, "a record package", MAX_RECORD + OVERHEAD + 256)
+_decode_package = Decoder(_Package, "a record package", MAX_RECORD + OVERHEAD + 256, _SUITE)
 
 
 def header_digest(header: ces.Header) -> bytes:
@@ -62,8 +62,6 @@ def header_digest(header: ces.Header) -> bytes:
 def open_package(data: bytes, patient: SealKey) -> Record:
     """The record in a package sealed to `patient`, its labels distinct; nothing about its signature is checked yet."""
     package = _decode_package(data)
-    if package.suite != _SUITE:
-        raise Malformed(f"the package is of suite {package.suite!r}, which this version does not know")
     record = _decode_record(patient.open(package.sealed, "the record package"))
     if len({part.label for part in record.parts}) < len(record.parts):
         raise Malformed("the record has two parts with one label: ask its doctor to sign it again")
@@ -90,10 +88,11 @@ class Doctor:
         parts = split(read_bundle(bundle), profile)
         session.progress("signing the parts")
         signed = tuple(SignedPart(p.label, p.content) for p in parts)
+        messages = [encode(part) for part in signed]
         names = named([p.label for p in parts])
         record = os.urandom(16)
         signature = ces.sign(
-            [encode(part) for part in signed],
+            messages,
             home.ces,
             record=record,
             patient=patient,
@@ -102,6 +101,8 @@ class Doctor:
             profile=profile.name,
             rules=[ceas.parse(rule, names, len(parts)) for rule in rules],
         )
+        # The key may be in foreign hardware: nobody attests a signature that does not hold.
+        ces.verify_full(signature, messages, home.ces.suite, home.ces.public)
         sealed_to = session.chains["storage"].credential(patient).seal_key
         package = encode(_Package(_SUITE, seal(sealed_to, encode(Record(signature, signed)))))
         session.progress("attesting the record on both chains")

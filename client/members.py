@@ -10,22 +10,31 @@ from typing import Annotated
 import msgspec
 import tomli_w
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from client.chain import ChainClient
-from configs.files import load_network, passphrase_from, read, read_key, read_text, write
-from crypto.codec import Decoder, encode
+from client.terminal import Terminal
+from configs.files import load_network, read, read_key, read_text, write
+from configs.passphrases import passphrase_from
+from crypto.codec import Decoder, Wire, encode
 from crypto.errors import Conflict, DiptychError, Malformed, NotFound
 from crypto.sign import SigningKey
 from protocol.block import Committee
 from protocol.contract import Receipt
 from protocol.genesis import Member, check_members
 from protocol.identity import ChainKind
+from protocol.index_key import IndexKey
 from protocol.tx import ChangeMembers
 
-decode_change = Decoder(ChangeMembers, "a change of members", 64 << 10)
-console = Console(stderr=True)
+
+class _Change(Wire, frozen=True, tag="change-of-members/1"):
+    """What lies in the file that goes from admin to admin."""
+
+    change: ChangeMembers
+
+
+_decode_change = Decoder(_Change, "a change of members", 64 << 10)
+console = Terminal(stderr=True)
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -43,7 +52,8 @@ PassphraseCommand = Annotated[
 
 def member_to_toml(member: Member) -> str:
     """What the operator of a new or changed node gives to the admins."""
-    return tomli_w.dumps({"name": member.name, "key": member.key.hex(), "identity": member.identity})
+    fields = {"key": member.key.hex(), "share_key": member.share_key.hex()}
+    return tomli_w.dumps({"name": member.name, "identity": member.identity, **fields})
 
 
 def member_from_toml(path: Path) -> Member:
@@ -52,7 +62,14 @@ def member_from_toml(path: Path) -> Member:
     try:
         found = tomllib.loads(read_text(path))
         return msgspec.convert(
-            [found["name"], bytes.fromhex(found["key"]), found["identity"]], Member, builtin_types=(bytes,)
+            [
+                found["name"],
+                bytes.fromhex(found["key"]),
+                found["identity"],
+                bytes.fromhex(found["share_key"]),
+            ],
+            Member,
+            builtin_types=(bytes,),
         )
     except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
         raise Malformed(f"{path} does not describe a member: {error}") from None
@@ -75,9 +92,27 @@ def propose(committee: Committee, put: list[Member], remove: list[str]) -> Chang
     return ChangeMembers(committee.epoch, tuple(members.values()), ())
 
 
+def check_holders(key: IndexKey, committee: Committee, made: ChangeMembers) -> None:
+    """`Conflict` if the change would leave too few who hold shares of the index key to share it anew: no index entry could be opened
+    ever again."""
+    if {h.key for h in key.holders} != set(committee.keys):
+        raise Conflict(
+            "the members are still sharing the index key anew after the last change; try again in a minute"
+        )
+    stay = {m.share_key for m in made.members}
+    kept = sum(holder.share_key in stay for holder in key.holders)
+    if kept < key.threshold:
+        raise Conflict(
+            f"the change would leave {kept} of those who hold shares of the index key, and {key.threshold} are needed to share it "
+            "anew: without them no record could be opened again. Make the change in several steps"
+        )
+
+
 def submit(chain: ChainClient, change: ChangeMembers, sender: SigningKey) -> Receipt:
-    """Send a change that enough admins have approved, and wait until it is final; `Denied` if it is not good any more."""
+    """Send a change that enough admins have approved, and wait until it is final; `Denied` if it is not good any more, `Conflict` as
+    `check_holders`."""
     change.check(chain.committee)
+    check_holders(chain.index_key(), chain.committee, change)
     return chain.execute(sender, change)
 
 
@@ -91,7 +126,7 @@ def show(network: NetworkFile, kind: Chain) -> None:
     rows = Table("member", "consensus key", "transport identity", title=_title(committee))
     for member in committee.members:
         rows.add_row(member.name, member.key.hex(), member.identity)
-    Console().print(rows)
+    Terminal().print(rows)
 
 
 @app.command()
@@ -116,8 +151,9 @@ def change(
     """
     chain = _chain(network, kind)
     made = propose(chain.committee, [member_from_toml(p) for p in put or []], remove or [])
+    check_holders(chain.index_key(), chain.committee, made)
     made = made.approve(chain.genesis, _key(key, passphrase_command))
-    write(out, encode(made), mode=0o644)
+    write(out, encode(_Change(made)), mode=0o644)
     _describe(chain.committee, made)
 
 
@@ -133,9 +169,9 @@ def sign(
 
     Example: `python3 run_node.py members sign change --network network.toml --chain storage --key admin-2.key`
     """
-    chain, made = _chain(network, kind), decode_change(read(file))
+    chain, made = _chain(network, kind), _decode_change(read(file)).change
     made = made.approve(chain.genesis, _key(key, passphrase_command))
-    write(file, encode(made), mode=0o644, replace=True)
+    write(file, encode(_Change(made)), mode=0o644, replace=True)
     _describe(chain.committee, made)
 
 
@@ -151,9 +187,9 @@ def submit_command(
 
     Example: `python3 run_node.py members submit change --network network.toml --chain storage --key admin-2.key`
     """
-    chain, made = _chain(network, kind), decode_change(read(file))
+    chain, made = _chain(network, kind), _decode_change(read(file)).change
     receipt = submit(chain, made, _key(key, passphrase_command))
-    console.print(f"final at height {receipt.height}: {receipt.reason}", highlight=False)
+    console.print(f"final at height {receipt.height}: {receipt.reason}")
 
 
 def _chain(network: Path, kind: ChainKind) -> ChainClient:
@@ -176,20 +212,21 @@ def _describe(committee: Committee, made: ChangeMembers) -> None:
     after = Committee(committee.genesis, made.epoch + 1, made.members)
     for name in sorted({*now, *then}):
         if name not in now:
-            console.print(f"+ {name} joins", highlight=False)
+            console.print(f"+ {name} joins with the key {then[name].key.hex()}")
         elif name not in then:
-            console.print(f"- {name} leaves", highlight=False)
+            console.print(f"- {name} leaves")
         elif now[name] != then[name]:
-            console.print(f"~ {name} changes its key or its transport identity", highlight=False)
-    console.print(f"then {after.quorum} of {after.size} decide", highlight=False)
+            console.print(
+                f"~ {name} has from now on the key {then[name].key.hex()} and the identity {then[name].identity}"
+            )
+    console.print(f"then {after.quorum} of {after.size} decide")
     remaining = sum(m in made.members for m in committee.members)
     if remaining < after.quorum:
         console.print(
             f"only {remaining} of the present members stay as they are: the chain stands still until enough of the others run",
-            highlight=False,
         )
     try:
         made.check(committee)
         console.print("enough admins have approved: submit it")
     except DiptychError as error:
-        console.print(f"not ready: {error}", highlight=False)
+        console.print(f"not ready: {error}")

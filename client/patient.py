@@ -22,9 +22,10 @@ from crypto.epoch import EVERY_WEEK, in_week, week_at
 from crypto.errors import Conflict, Denied, Malformed, NotFound, Unauthentic
 from crypto.parts import seal_part, wrap_key
 from crypto.policy import either, parse
-from crypto.seal import seal
+from crypto.tdh2 import encrypt
 from protocol.contract import Receipt
 from protocol.identity import ChainKind, Purpose
+from protocol.index_key import index_label
 from protocol.record import (
     MAX_CLASSES,
     BlobRef,
@@ -53,7 +54,7 @@ class _Part(Wire, frozen=True):
     blob: BlobRef
 
 
-class StoredRecord(Wire, frozen=True):
+class StoredRecord(Wire, frozen=True, tag="stored-record/1"):
     """A record as its patient keeps it; `version` 0 means not stored yet. In `policies`, `@week` stands for the week in
     which a version is made."""
 
@@ -88,7 +89,7 @@ class StoredRecord(Wire, frozen=True):
         return found
 
 
-class _Pending(Wire, frozen=True):
+class _Pending(Wire, frozen=True, tag="pending/1"):
     """A version on its way: everything needed to send it, again if need be."""
 
     stored: StoredRecord
@@ -297,16 +298,17 @@ class Patient:
     def _publication(
         self, kind: ChainKind, stored: StoredRecord, policies: Mapping[str, str], view: View
     ) -> Publish:
-        """The index entry, sealed to the chain, with the rule by which the contract hands it out: on the storage chain who may
+        """The index entry, encrypted to the chain's key, with the rule by which the contract hands it out: on the storage chain who may
         read the private class, on the sharing chain who may read any other."""
         if kind == "storage" and PRIVATE in policies:
             policy = policies[PRIVATE]
         else:
             policy = either(*(text for name, text in policies.items() if name != PRIVATE))
-        sealed = seal(self._home.chains[kind].index_key, encode(Index.make(view, self._home.sign)))
-        return Publish(
-            view.record, view.version, view.commit, sealed, Rule(policy, stored.purposes, None, ())
-        )
+        rule = Rule(policy, stored.purposes, None, ())
+        label = index_label(view.chain_id, view.record, view.version, rule.digest)
+        key = self._session.chains[kind].index_key().public
+        sealed = encrypt(key, label, encode(Index.make(view, self._home.sign)))
+        return Publish(view.record, view.version, view.commit, sealed, rule)
 
     def _send(self, pending: _Pending) -> None:
         """Upload, then publish on each chain that does not have this version yet, then make it current."""

@@ -22,7 +22,7 @@ from protocol.record import Envelope, Index
 from protocol.tx import Request
 
 
-class _Request(Wire, frozen=True):
+class _Request(Wire, frozen=True, tag="saved-request/1"):
     record: Bytes16
     tx: Bytes32
 

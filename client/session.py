@@ -6,15 +6,15 @@ from typing import TypeVar
 
 import httpx2
 
-from client.chain import ChainClient, checked, now_ms
+from client.chain import ChainClient, checked, http_client, now_ms
 from client.cloud import CloudClient
-from client.enrolment import Enrolment, EnrolmentBody, Invite, Renewal, decode_enrolled
+from client.collect import collect_key
+from client.enrolment import Enrolment, EnrolmentBody, Invitation, Renewal
 from client.home import Home
-from configs.http import Client
 from crypto.codec import encode
 from crypto.epoch import renewed, week_at
 from crypto.errors import Conflict, Malformed, Unauthentic, Unavailable
-from protocol.identity import CesKey, ChainKind
+from protocol.identity import CesKey, ChainKind, decode_credential
 
 T = TypeVar("T")
 Progress = Callable[[str], None]
@@ -32,7 +32,9 @@ class Session:
 
     def __init__(self, home: Home, progress: Progress = quiet) -> None:
         self.home, self.progress = home, progress
-        self.chains = {kind: ChainClient(home.chains[kind], home.network.chains[kind]) for kind in KINDS}
+        self.chains = {
+            kind: ChainClient(home.chains[kind], home.network.chains[kind], progress) for kind in KINDS
+        }
         self.cloud = CloudClient(home.network.cloud)
 
     def close(self) -> None:
@@ -52,9 +54,10 @@ class Session:
         with ThreadPoolExecutor(max(1, len(listed))) as pool:
             return list(pool.map(act, listed))
 
-    def enrol(self, invitation: str) -> None:
+    def enrol(self, text: str) -> None:
         """Have the home's keys certified with an invitation; safe to repeat after a failure."""
-        invite = Invite.from_text(invitation)
+        invitation = Invitation.from_text(text)
+        invite = invitation.invite
         home, authority = self.home, bytes.fromhex(self.home.network.authority.key)
         invite.verify(authority)
         if (home.ces is None) == (invite.body.role == "doctor"):
@@ -64,7 +67,8 @@ class Session:
         if home.is_enrolled and home.credential.credential.role != invite.body.role:
             raise Conflict("this home is enrolled in another role already")
         ces = CesKey(home.ces.suite, home.ces.public) if home.ces else None
-        enrolment = Enrolment.make(EnrolmentBody(invite, home.sign.public, home.seal.public, ces), home.sign)
+        body = EnrolmentBody(invite, home.sign.public, home.seal.public, ces)
+        enrolment = Enrolment.make(body, home.sign, invitation)
         self.progress("asking the authority to certify the keys on both chains")
         self._ask_authority("enrol", encode(enrolment))
 
@@ -80,18 +84,21 @@ class Session:
         self._ask_authority("renew", encode(Renewal.make(self.home.sign, now_ms())))
 
     def _ask_authority(self, what: str, content: bytes) -> None:
-        """Post a request of the home's person and keep what the authority issues."""
+        """Post a request of the home's person, and keep the credential that comes with the key to its attributes."""
         home = self.home
         try:
-            with Client(150) as http:
+            with http_client(150) as http:
                 response = checked(http.post(f"{home.network.authority.url}/v1/{what}", content=content))
         except httpx2.HTTPError as error:
             raise Unavailable(
                 f"the authority does not answer ({type(error).__name__}); try again later"
             ) from None
-        enrolled = decode_enrolled(response.content)
-        enrolled.verify(bytes.fromhex(home.network.authority.key))
-        if enrolled.credential.credential.subject != home.sign.public:
+        signed = decode_credential(response.content)
+        if signed.verify(bytes.fromhex(home.network.authority.key), now_ms()).subject != home.sign.public:
             raise Unauthentic("the authority answered with the credential of another person; ask again")
-        attribute_key = home.seal.open(enrolled.sealed_attribute_key, "the attribute key")
-        home.enrol(enrolled.credential, attribute_key, enrolled.abe_public)
+        key, public = collect_key(home.network, signed, home.sign, home.seal, self.progress)
+        if home.is_enrolled and home.abe_public.fingerprint != public.fingerprint:
+            raise Unauthentic(
+                "the authorities issue keys under another public key than when this home was enrolled; ask them why"
+            )
+        home.enrol(signed, key.to_bytes(), public.to_bytes())

@@ -38,7 +38,7 @@ from cloudstub.store import BlobStore, OverQuota, Quota, Staging, check_size, re
 from configs.web import EXCEPTION_HANDLERS, problem
 from crypto.codec import encode
 from crypto.errors import Denied, Malformed, NotFound
-from crypto.sign import PUBLIC_BYTES, SigningKey
+from crypto.sign import PUBLIC_BYTES, Ed25519Signer
 from protocol.block import Committee
 from protocol.record import (
     MAX_ENVELOPE,
@@ -98,7 +98,7 @@ class CloudConfig:
     """Everything that `create_app` needs; `clock` gives Unix milliseconds."""
 
     folder: Path
-    key: SigningKey
+    key: Ed25519Signer
     authority: bytes
     chains: Mapping[str, Chain]
     clock: Callable[[], int] = _unix_ms

@@ -1,7 +1,8 @@
 """Files that must not be lost, torn or read by others: atomic writes, owner-only modes, key files."""
 
 import os
-import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from crypto import keyfile
@@ -39,10 +40,13 @@ def write(path: Path, data: bytes, *, mode: int = 0o600, replace: bool = False) 
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not replace and path.exists():
         raise Conflict(f"{path} exists already and is not overwritten; move it away first")
+    owner = path.stat() if path.exists() else None
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
         with os.fdopen(fd, "wb") as file:
+            if owner and os.geteuid() == 0:  # an administrator must not lock a daemon out of its file
+                os.fchown(fd, owner.st_uid, owner.st_gid)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -54,9 +58,9 @@ def write(path: Path, data: bytes, *, mode: int = 0o600, replace: bool = False) 
         temporary.unlink(missing_ok=True)
 
 
-def write_key(path: Path, secret: bytes, passphrase: bytes | None = None) -> None:
-    """A new key file, mode 0600; an existing key is never overwritten."""
-    write(path, keyfile.seal(secret, passphrase))
+def write_key(path: Path, secret: bytes, passphrase: bytes | None = None, *, replace: bool = False) -> None:
+    """A new key file, mode 0600; `Conflict` if there is a key and `replace` is not set."""
+    write(path, keyfile.seal(secret, passphrase), replace=replace)
 
 
 def read_key(path: Path, passphrase: bytes | None = None) -> bytes:
@@ -70,19 +74,25 @@ def read_key(path: Path, passphrase: bytes | None = None) -> bytes:
         raise type(error)(f"{path}: {error}") from None
 
 
-def passphrase_from(command: str | None) -> bytes | None:
-    """What the operator's passphrase command prints, without the line end; None without a command."""
-    if not command:
-        return None
-    try:
-        done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, timeout=60, check=False)  # noqa: S603
-    except subprocess.TimeoutExpired:
-        raise Denied("the passphrase command did not end within 60 s; run it by hand to see why") from None
-    if done.returncode != 0 or not done.stdout.strip():
-        raise Denied(
-            f"the passphrase command failed with exit code {done.returncode}; run it by hand to see why"
-        )
-    return done.stdout.rstrip(b"\r\n")
+def change_passphrase(paths: Sequence[Path], old: bytes | None, new: bytes | None) -> int:
+    """Seal each of these key files under `new` instead of `old` (None: no passphrase); how many were still to do.
+
+    Each file is at every moment wholly the old or wholly the new one. Files that `new` opens already are left alone, so what was
+    interrupted is finished by doing it again. Raises as `read_key` before any file is touched.
+    """
+    secrets = {}
+    for path in paths:
+        try:
+            secrets[path] = read_key(path, old)
+        except Denied as refusal:
+            with suppress(Denied):
+                read_key(path, new)
+                continue
+            raise refusal
+    sealed = {path: keyfile.seal(secret, new) for path, secret in secrets.items()}
+    for path, content in sealed.items():
+        write(path, content, replace=True)
+    return len(sealed)
 
 
 def load_network(path: Path) -> tuple[Network, dict[str, Genesis]]:

@@ -7,13 +7,13 @@ from typing import Annotated
 import httpx2
 import msgspec
 
-from configs.http import MAX_ANSWER, Client
 from crypto.codec import Decoder
 from crypto.errors import DiptychError
 from protocol.block import Committee
 from protocol.epochs import decode_handover, follow
 from protocol.network import NodeAddress
 
+MAX_ANSWER = 8 << 20
 PATIENCE_S = 2.0
 Handovers = Annotated[tuple[bytes, ...], msgspec.Meta(max_length=128)]
 _decode_handovers = Decoder[tuple[bytes, ...]](Handovers, "the ends of epochs", MAX_ANSWER)
@@ -21,7 +21,7 @@ _decode_handovers = Decoder[tuple[bytes, ...]](Handovers, "the ends of epochs", 
 
 def newest(committee: Committee, urls: Iterable[str]) -> Committee:
     """The committee of the latest epoch that a node at `urls` proves; the one given if none knows a later one."""
-    with Client(PATIENCE_S) as http:
+    with httpx2.Client(timeout=PATIENCE_S, trust_env=False, follow_redirects=False) as http:
         for url in urls:
             try:
                 while found := _ask(http, url, committee.epoch):
@@ -32,9 +32,14 @@ def newest(committee: Committee, urls: Iterable[str]) -> Committee:
     return committee
 
 
-def _ask(http: Client, url: str, epoch: int) -> tuple[bytes, ...]:
-    response = http.get(f"{url}/v1/epochs", params={"from": epoch})
-    return _decode_handovers(response.content) if response.is_success else ()
+def _ask(http: httpx2.Client, url: str, epoch: int) -> tuple[bytes, ...]:
+    with http.stream("GET", f"{url}/v1/epochs", params={"from": epoch}) as response:
+        data = b""
+        for chunk in response.iter_bytes():
+            data += chunk
+            if len(data) > MAX_ANSWER:
+                return ()
+    return _decode_handovers(data) if response.is_success else ()
 
 
 class Members:

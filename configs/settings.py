@@ -18,6 +18,7 @@ from pydantic_settings import (
 from configs.files import read_text
 from crypto import schemes
 from crypto.errors import Malformed
+from crypto.split import MAX_ISSUERS
 from protocol.quorum import Mode
 
 Transport = Literal["libp2p", "tls"]
@@ -80,8 +81,9 @@ class _RelativePaths(TomlConfigSettingsSource):
 
 
 class Settings(Layered):
-    """Common to all daemons: the listening HTTP address, the network file, the folders of keys and data, and the pairing library to be
-    preferred to the fastest."""
+    """Common to all daemons: the listening HTTP address, the network file, the folders of keys and data, where the passphrase of the key
+    files comes from, the command that signs in place of a signing key there (`configs.signer`), and the pairing library to be preferred to
+    the fastest."""
 
     network: Path
     keys: Path
@@ -89,6 +91,8 @@ class Settings(Layered):
     http_host: str = "127.0.0.1"
     http_port: int = Field(ge=0, le=65535)
     passphrase_command: str | None = None
+    passphrase_fd: int | None = Field(default=None, ge=0)
+    signer_command: str | None = None
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     log_json: bool = False
     pairing: Pairing | None = None
@@ -133,7 +137,8 @@ class AuthoritySettings(Settings):
 
 
 class NetworkSettings(Layered):
-    """The shape of a new network: how many nodes a chain, which quorum, how patient, which CP-ABE scheme."""
+    """The shape of a new network: how many nodes a chain, which quorum, how patient, which CP-ABE scheme, and how many authorities issue
+    its keys, `authority_threshold` of them together (by default a majority)."""
 
     storage: int = Field(default=4, ge=1, le=32)
     sharing: int = Field(default=4, ge=1, le=32)
@@ -142,3 +147,18 @@ class NetworkSettings(Layered):
     base_timeout_ms: int = Field(default=1000, ge=50, le=60_000)
     term_length: int = Field(default=64, ge=1, le=1024)
     scheme: schemes.Name = "fabeo"
+    authorities: int = Field(default=1, ge=1, le=MAX_ISSUERS)
+    authority_threshold: int | None = Field(default=None, ge=1, le=MAX_ISSUERS)
+
+    @model_validator(mode="after")
+    def _authorities_fit(self) -> Self:
+        if not (self.authorities == self.threshold == 1 or 2 <= self.threshold <= self.authorities):
+            raise ValueError("of several authorities, 2 to all are needed (authority_threshold); of one, 1")
+        if self.authorities > 1 and self.scheme != "fabeo":
+            raise ValueError("several authorities issue keys of the scheme fabeo together, of no other")
+        return self
+
+    @property
+    def threshold(self) -> int:
+        """How many authorities issue a key."""
+        return self.authority_threshold or self.authorities // 2 + 1

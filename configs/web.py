@@ -31,6 +31,8 @@ _STATUS: dict[type[DiptychError], int] = {
     Unavailable: 503,
 }
 _IDLE_S = 30
+BODY_S = 60
+"""How long a client may take for a request body; otherwise some slow ones could keep all connections."""
 RETRY_AFTER_S = 1
 """What a client that gets a 503 is asked to wait: a full mempool has room again a block or two later."""
 _log = structlog.get_logger()
@@ -74,12 +76,16 @@ EXCEPTION_HANDLERS: dict[Any, Any] = {
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body of at most `limit` bytes; HTTP 413 beyond that."""
+    """The whole body of at most `limit` bytes; HTTP 413 beyond that, 408 if it takes longer than `BODY_S`."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise HTTPException(413, f"the request is over the limit of {limit} bytes")
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise HTTPException(413, f"the request is over the limit of {limit} bytes")
+    except TimeoutError:
+        raise HTTPException(408, "the request came too slowly; try again over a better connection") from None
     return bytes(body)
 
 

@@ -97,7 +97,7 @@ class _Table:
     def times(self, scalar: int) -> Any:
         if not self._places:
             self._uses += 1
-            if self._uses <= _WORTH_A_TABLE or not scalar:
+            if self._uses <= _WORTH_A_TABLE:
                 return self._multiply(self._element, scalar)
             self.build()
         digits = scalar.to_bytes(len(self._places), "little")
@@ -185,6 +185,8 @@ class _Point:
     @classmethod
     def combine(cls, rows: Sequence[Sequence[tuple[Self, int]]]) -> list[Self]:
         """For each row of (point, scalar), the sum of the products: multi-exponentiations, many at a time."""
+        if any(type(p) is not cls for row in rows for p, _ in row):
+            raise TypeError(f"all points must be of {cls.__name__}")
         scaled = [[(p._native, s % ORDER) for p, s in row if s != 1] for row in rows]
         sums = iter(cls._curve.combine([row for row in scaled if row]))
         combined = []
@@ -226,6 +228,8 @@ class GT:
         self._table: _Table | None = None
 
     def __mul__(self, other: "GT") -> "GT":
+        if not isinstance(other, GT):
+            return NotImplemented
         return GT(self._backend.gt_multiply(self._native, other._native))
 
     def __pow__(self, scalar: int) -> "GT":

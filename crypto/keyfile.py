@@ -62,6 +62,11 @@ def seal(secret: bytes, passphrase: bytes | None, random: Callable[[int], bytes]
     return encode(_KeyFile("diptych-key/argon2id+aes-256-gcm", kdf, body))
 
 
+def is_sealed(data: bytes) -> bool:
+    """Whether the key file `data` needs a passphrase, or `Malformed`. What the file says of itself; `open_sealed` checks."""
+    return _decode(data).kdf is not None
+
+
 def open_sealed(data: bytes, passphrase: bytes | None) -> bytes:
     """The secret in the key file `data`.
 

@@ -7,6 +7,7 @@ signature made for one purpose is never valid for another.
 
 import os
 from collections.abc import Callable
+from typing import Protocol
 
 from nacl import bindings
 from nacl.exceptions import BadSignatureError
@@ -23,8 +24,19 @@ def domain_tag(domain: str) -> bytes:
     return b"diptych/1/" + domain.encode() + b"\x00"
 
 
+class Ed25519Signer(Protocol):
+    """An Ed25519 key pair, wherever its private half lives: in this process (`SigningKey`), in another one, in an HSM.
+
+    `public` has 32 bytes; `sign` gives the 64 bytes of a signature over `domain_tag(domain) ‖ payload`.
+    """
+
+    @property
+    def public(self) -> bytes: ...
+    def sign(self, domain: str, payload: bytes) -> bytes: ...
+
+
 class SigningKey:
-    """An Ed25519 key pair from its 32-byte seed."""
+    """A `Ed25519Signer` with its 32-byte seed in memory."""
 
     def __init__(self, seed: bytes) -> None:
         if len(seed) != SEED_BYTES:

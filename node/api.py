@@ -5,7 +5,6 @@ canonical object as `encoded`. A client believes a single node only as far as
 it checks signatures and quorums itself.
 """
 
-import asyncio
 import time
 from typing import Any
 
@@ -22,6 +21,7 @@ from crypto.errors import DiptychError, Malformed, NotFound
 from node.daemon import Node, TxBatch
 from protocol.block import MAX_TX
 from protocol.contract import Receipt
+from protocol.mempool import Pending
 from protocol.tx import decode_tx
 
 MAX_WAIT_S = 30.0
@@ -56,6 +56,7 @@ def create_app(node: Node) -> Starlette:
         Route("/v1/record/{record}/log", api.log),
         Route("/v1/epochs", api.epochs),
         Route("/v1/release/{tx}", api.release),
+        Route("/v1/index-key", api.index_key),
     ]
     app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
     instrument(app, node.metrics.registry)
@@ -121,15 +122,17 @@ class _Api:
                 "refused_messages": dict(node.refused),
                 "halted": core.halted,
                 "alarm": node.alarm,
+                "index_key": node.holder.status,
             }
         )
 
     async def submit(self, request: Request) -> Response:
         raw, wait = await read_body(request, MAX_TX), _wait(request)
-        await self._node.check_sender(decode_tx(raw).body.sender)
-        entry = self._node.submit(raw)
-        receipt = await self._node.receipt(entry.id, wait) if wait else None
-        return _receipt(receipt) if receipt else JSONResponse({"tx": entry.id.hex()}, 202)
+        (answer,) = await self._node.take_in([raw])
+        if isinstance(answer, DiptychError):
+            raise answer
+        receipts = await self._node.receipts([answer.id], wait) if wait else {}
+        return _receipt(*receipts.values()) if receipts else JSONResponse({"tx": answer.id.hex()}, 202)
 
     async def submit_many(self, request: Request) -> Response:
         """A batch of transactions, a msgpack array of byte strings: an array with, for each, its encoded receipt, nothing yet
@@ -137,16 +140,11 @@ class _Api:
         batch = decode_batch(await read_body(request, MAX_BATCH))
         wait = _wait(request)
 
-        async def one(raw: bytes) -> bytes | str | None:
-            try:
-                await self._node.check_sender(decode_tx(raw).body.sender)
-                entry = self._node.submit(raw)
-                receipt = await self._node.receipt(entry.id, wait) if wait else None
-            except DiptychError as error:
-                return str(error)
-            return encode(receipt) if receipt else None
-
-        results = await asyncio.gather(*map(one, batch))
+        answers = await self._node.take_in(batch)
+        pending = [answer.id for answer in answers if isinstance(answer, Pending)]
+        receipts = await self._node.receipts(pending, wait) if wait and pending else {}
+        found = [receipts.get(a.id) if isinstance(a, Pending) else str(a) for a in answers]
+        results = [encode(f) if isinstance(f, Receipt) else f for f in found]
         return Response(encode(tuple(results)), media_type="application/msgpack")
 
     async def tx(self, request: Request) -> Response:
@@ -205,6 +203,9 @@ class _Api:
     async def release(self, request: Request) -> Response:
         release = await self._node.release(_hex(request, "tx", 32))
         return Response(encode(release), media_type="application/msgpack")
+
+    async def index_key(self, _: Request) -> Response:
+        return Response(encode(await self._node.signed_index_key()), media_type="application/msgpack")
 
 
 def _wait(request: Request) -> float:

@@ -6,7 +6,8 @@ signed since, and would sign against itself. The ledger is copied before the jou
 node executes what is missing and nothing twice. Copies hold what all members of the chain see and no private key.
 
 A snapshot is a backup without the bodies of old blocks, with which a new member starts without replaying years. What an import proves:
-every header links to genesis and a quorum has finalized the last; bodies and receipts are those of the headers and of the receipts root.
+every header links to genesis, each epoch was handed over by its own members, and a quorum of the present ones has finalized the last block;
+bodies and receipts are those of the headers and of the receipts root.
 What it cannot prove: the root itself is no part of a block, and the contract's state is bound by nothing but its exporter's honesty. The
 nodes' agreement on the root shows the first (it is a running hash: compare `/v1/status` once the node has caught up); for the second, take
 a snapshot from a node you trust, or let the node replay the chain.
@@ -31,8 +32,9 @@ from node.prune import disk_troubles, drop_bodies, last_unneeded
 from node.store import JOURNAL, LEDGER, FolderLock, pruned_height
 from node.store import SCHEMA as JOURNAL_SCHEMA
 from protocol import merkle
-from protocol.block import Committee, decode_block, decode_certificate
+from protocol.block import Committee, Header, decode_block, decode_certificate
 from protocol.contract import decode_receipt, next_root
+from protocol.epochs import decode_handover, follow
 from protocol.genesis import Genesis
 
 MANIFEST = "manifest.json"
@@ -223,29 +225,32 @@ def _verify(journal: Path, ledger: Path, genesis: Genesis) -> tuple[tuple[int, b
                 raise Malformed("a database of the backup is damaged; take another backup")
         if blocks.execute("SELECT value FROM meta WHERE name = 'genesis'").fetchone() != (genesis.hash,):
             raise Malformed(f"{journal} is of another chain than the genesis; get the right one")
-        ids = _block_ids(blocks, Committee(genesis))
+        ids = _block_ids(blocks, genesis)
         root = _receipts_root(receipts, ids)
         if pruned_height(blocks) > last_unneeded(blocks, root[0]):
             raise Unauthentic("bodies that a node needs are missing; take another backup")
     return (len(ids) - 1, ids[-1]), root
 
 
-def _block_ids(journal: sqlite3.Connection, committee: Committee) -> list[bytes]:
-    """The ids of all blocks by height, from genesis on, their links and bodies checked and the last one proved final."""
-    pruned, view, ids = pruned_height(journal), 0, [committee.genesis.hash]
+def _block_ids(journal: sqlite3.Connection, genesis: Genesis) -> list[bytes]:
+    """The ids of all blocks by height, from genesis on: links and bodies checked, the members followed from epoch to epoch, the last
+    block proved final."""
+    committee, pruned, view, ids = Committee(genesis), pruned_height(journal), 0, [genesis.hash]
     certificate: object = None
     for row in journal.execute(
-        "SELECT f.height, f.id, f.view, f.time_ms, b.data, f.certificate FROM final f LEFT JOIN blocks b ON b.id = f.id"
-        " ORDER BY f.height"
+        "SELECT f.height, f.id, f.time_ms, f.epoch, f.view, b.epoch, b.view, b.data, f.certificate"
+        " FROM final f LEFT JOIN blocks b ON b.id = f.id ORDER BY f.height"
     ):
-        block = decode_block(_blob(row[4]))
-        header, certificate = block.header, row[5]
+        block = decode_block(_blob(row[7]))
+        header, certificate = block.header, row[8]
+        place = (header.epoch, header.view)
         is_linked = (header.height, header.parent, header.parent_view) == (len(ids), ids[-1], view)
+        is_of_epoch = header.epoch == committee.epoch and header.validators_hash == committee.validators_hash
         is_bare = header.height <= pruned and not block.txs
         has_body = header.tx_count == len(block.txs) and header.tx_root == merkle.root(block.txs)
         if (
-            (header.height, header.id, header.view, header.time_ms) != row[:4]
-            or not (is_linked and header.view > view and (is_bare or has_body))
+            (header.height, header.id, header.time_ms, *place, *place) != row[:7]
+            or not (is_linked and is_of_epoch and header.view > view and (is_bare or has_body))
             or not committee.is_legal_parent(header.parent_view, header.view, block.skips)
             or not all(map(committee.is_valid_certificate, block.skips))
         ):
@@ -254,7 +259,11 @@ def _block_ids(journal: sqlite3.Connection, committee: Committee) -> list[bytes]
             )
         view = header.view
         ids.append(header.id)
-    if len(ids) > 1:
+        if header.next_validators_hash != committee.validators_hash:
+            committee, view = _next_committee(journal, committee, header), 0
+    if journal.execute("SELECT COUNT(*) FROM epochs").fetchone() != (committee.epoch,):
+        raise Unauthentic("there are ends of epochs that no block brings; take another backup")
+    if view:
         if certificate is None:
             raise Unavailable(
                 "the node is catching up, its last block has no proof yet; try again in a minute"
@@ -264,6 +273,18 @@ def _block_ids(journal: sqlite3.Connection, committee: Committee) -> list[bytes]
         if not is_of_tip or not committee.is_valid_certificate(proof):
             raise Unauthentic("the finalization of the last block does not hold; take another backup")
     return ids
+
+
+def _next_committee(journal: sqlite3.Connection, committee: Committee, last: Header) -> Committee:
+    """The committee after the one whose last block has the header `last`, proved by the handover kept with it."""
+    query = "SELECT height, handover FROM epochs WHERE epoch = ?"
+    height, data = journal.execute(query, (committee.epoch,)).fetchone() or (None, None)
+    handover = decode_handover(_blob(data))
+    if (height, handover.header) != (last.height, last):
+        raise Unauthentic(
+            f"epoch {committee.epoch} ends otherwise than its last block says; take another backup"
+        )
+    return follow(committee, handover)
 
 
 def _receipts_root(ledger: sqlite3.Connection, ids: list[bytes]) -> tuple[int, bytes]:

@@ -22,7 +22,7 @@ from configs.faults import Link, NodeFaults
 from configs.web import read_body
 from crypto.codec import encode
 from crypto.errors import Malformed
-from crypto.sign import SigningKey
+from crypto.sign import Ed25519Signer
 from node import daemon
 from node.daemon import FRAME_BYTES, Node
 from node.net import Chan, Event, Net, NodeId, PeerDown, Received
@@ -85,7 +85,7 @@ class Faults:
 class Equivocator:
     """Makes a member's statements into contradictions, signed with its own key. It knows no more than the member itself."""
 
-    def __init__(self, committee: Committee, key: SigningKey) -> None:
+    def __init__(self, committee: Committee, key: Ed25519Signer) -> None:
         self._committee, self._key = committee, key
         self._me = committee.keys.index(key.public)
 
@@ -189,7 +189,7 @@ def limit_pages(db: sqlite3.Connection, is_full: bool) -> None:
     db.execute(f"PRAGMA max_page_count={pages}")
 
 
-def admin(node: Node, faults: Faults, key: SigningKey) -> Route:
+def admin(node: Node, faults: Faults, key: Ed25519Signer) -> Route:
     """`PUT /chaos`: the order that the node, on `ChaosNet`s with these `faults`, obeys from now on, as JSON. `Malformed` with the
     reason for any other."""
     true_wall_ms, skew_ms = daemon.wall_ms, 0

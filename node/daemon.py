@@ -8,13 +8,14 @@ journal cannot be written (disk full), the node sends nothing and tries the same
 """
 
 import asyncio
-import contextlib
 import os
 import sqlite3
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -22,9 +23,11 @@ import msgspec
 import structlog
 
 from crypto.codec import Decoder, encode
+from crypto.dkg import HolderKey
 from crypto.errors import Conflict, Denied, DiptychError, NotFound, Unavailable
-from crypto.seal import SealKey, seal
-from crypto.sign import SigningKey
+from crypto.seal import seal
+from crypto.sign import Ed25519Signer
+from node.index_key import Holder
 from node.ledger import Ledger
 from node.metrics import Metrics
 from node.net import MAX_BODY, Chan, Event, Net, Peer, PeerDown, PeerUp, Received
@@ -49,10 +52,10 @@ from protocol.core import Core, Effect, Finalized, Halted, Record, SaveAbstentio
 from protocol.epochs import Handover
 from protocol.evidence import Evidence
 from protocol.genesis import Genesis
-from protocol.identity import Credential, Release, Ticket, TicketSignature
+from protocol.identity import Credential, Release, Ticket
+from protocol.index_key import SignedIndexKey, get_key, index_label
 from protocol.mempool import Mempool, Pending
 from protocol.network import NodeAddress
-from protocol.record import decode_index
 from protocol.tx import decode_tx
 
 T = TypeVar("T")
@@ -65,19 +68,22 @@ GOSSIP_DELAY, GOSSIP_BATCHES = 0.02, 256
 REGOSSIP_PERIOD, REGOSSIP_COUNT = 1.0, 200
 MAX_WAITERS = 20_000
 LINK_CHECK_S, LINGER_S = 5.0, 1.0
+MAX_CERTIFIED = 100_000
+INLINE_TXS = 16
+"""Blocks with no more transactions are executed in the loop's own thread: less work than to hand them to another and back."""
 
 
 class Node:
     """The member `name`, or one that is to become it. `keys` are its consensus keys, more than one while a new one waits for the
-    epoch that names it; `index_key` is its own; `transport` makes a `Net` to the peers given, whose addresses `addresses` tells;
+    epoch that names it; `share_key` opens its shares of the index key; `transport` makes a `Net` to the peers given, whose addresses `addresses` tells;
     `marker` is the file beside the keys that names the journal (`Store.bind`), with `rejoin` to go on after that was lost."""
 
     def __init__(
         self,
         genesis: Genesis,
         name: str,
-        keys: Sequence[SigningKey],
-        index_key: SealKey,
+        keys: Sequence[Ed25519Signer],
+        share_key: HolderKey,
         transport: Callable[[Sequence[Peer]], Net],
         addresses: Callable[[], Mapping[str, NodeAddress]],
         data: Path,
@@ -85,7 +91,7 @@ class Node:
         rejoin: bool = False,
     ) -> None:
         self.genesis, self.name = genesis, name
-        self._keys, self._index_key = keys, index_key
+        self._keys, self.holder = keys, Holder(genesis, keys, share_key)
         self._log = structlog.get_logger().bind(chain=genesis.kind, node=name)
         self._store = Store(data, genesis)
         committee = self._store.committee
@@ -97,7 +103,7 @@ class Node:
             )
         self._store.bind(marker, rejoin=rejoin)
         self._roster = Roster(name, committee, transport, addresses)
-        self._ledger = Ledger(data, genesis)
+        self._ledger, self._ledger_reader = Ledger(data, genesis), Ledger(data, genesis)
         self._reader_thread = ThreadPoolExecutor(1, "reader")
         self._ledger_thread = ThreadPoolExecutor(1, "ledger")
         self.mempool = Mempool(genesis.chain_id)
@@ -115,12 +121,16 @@ class Node:
         self._inbox: deque[Received] = deque()
         self._inbox_bytes: Counter[str] = Counter()
         self._wake, self._has_new_members = asyncio.Event(), asyncio.Event()
+        self._clock: asyncio.TimerHandle | None = None
+        self._rings_at = inf
+        """When the clock wakes the step loop: at the core's deadline or earlier, as a deadline that moves on leaves it be."""
         self._submitted = False
+        self._certified: set[bytes] = set()
         self._gossiped: asyncio.Queue[tuple[str, tuple[bytes, ...]]] = asyncio.Queue(GOSSIP_BATCHES)
         self._outbox: list[bytes] = []
         self._has_outbox = asyncio.Event()
         self._final: asyncio.Queue[list[Block]] = asyncio.Queue()
-        self._waiters: dict[bytes, list[asyncio.Future[Receipt]]] = {}
+        self._waiters: dict[bytes, list[Callable[[Receipt], None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -130,7 +140,16 @@ class Node:
     async def start(self) -> None:
         await self._catch_up_ledger()
         await self.net.start(self._on_event)
-        for loop in (self._steps, self._execute, self._admit, self._gossip, self._regossip, self._keep_links):
+        loops = (
+            self._steps,
+            self._execute,
+            self._admit,
+            self._gossip,
+            self._regossip,
+            self._keep_links,
+            self._hold,
+        )
+        for loop in loops:
             self._tasks.append(asyncio.create_task(loop(), name=loop.__name__))
         self._log.info("started", height=self.core.tip.height, view=self.core.view)
 
@@ -148,10 +167,8 @@ class Node:
         self._reader_thread.shutdown()
         self._ledger_thread.shutdown()
         self._ledger.close()
+        self._ledger_reader.close()
         self._store.close()
-        for waiters in self._waiters.values():
-            for waiter in waiters:
-                waiter.cancel()
         self._log.info("stopped", height=self.core.tip.height)
 
     # --- what clients ask -----------------------------------------------------------------------------------------------
@@ -180,36 +197,86 @@ class Node:
             self._wake.set()
         return entry
 
-    async def check_sender(self, sender: bytes) -> None:
-        """`Denied` unless the sender is certified on this chain (uncertified keys could fill the chain with refusals)."""
-        if sender not in await self._allowed({sender}):
-            raise Denied("the key is not certified on this chain; ask the authority for a credential first")
+    async def take_in(self, batch: Iterable[bytes]) -> list[Pending | DiptychError]:
+        """Take clients' transactions in, of senders who may send: for each how it waits here, or why it is refused."""
+        answers: list[Pending | DiptychError] = []
+        for raw, refusal in await self._screen(batch):
+            try:
+                answers.append(refusal or self.submit(raw))
+            except DiptychError as error:
+                answers.append(error)
+        return answers
+
+    async def _screen(self, batch: Iterable[bytes]) -> list[tuple[bytes, DiptychError | None]]:
+        """Each transaction with the reason to refuse it unseen, if there is one. Only certified people may send: with keys made up
+        on the spot, anyone could fill mempools and blocks with what the contract refuses."""
+        senders: list[tuple[bytes, bytes | DiptychError]] = []
+        for raw in batch:
+            try:
+                senders.append((raw, decode_tx(raw).body.sender))
+            except DiptychError as error:
+                senders.append((raw, error))
+        allowed = await self._allowed({s for _, s in senders if isinstance(s, bytes)})
+        denied = Denied("the key is not certified on this chain; ask the authority for a credential first")
+        return [
+            (raw, sender if isinstance(sender, DiptychError) else None if sender in allowed else denied)
+            for raw, sender in senders
+        ]
 
     async def _allowed(self, senders: set[bytes]) -> set[bytes]:
-        return await self._in_ledger(
-            lambda: {s for s in senders if contract.may_send(self._ledger, self.genesis, s)}
-        )
+        """Those who may send. Who may once may for ever, as the contract forgets nobody, so each is looked up once."""
+        if unknown := senders - self._certified:
+            found = await self._in_ledger(
+                lambda: {s for s in unknown if contract.may_send(self._ledger_reader, self.genesis, s)}
+            )
+            if len(self._certified) > MAX_CERTIFIED:
+                self._certified.clear()
+            self._certified |= found
+            return found | senders - unknown
+        return senders
 
     async def receipt(self, tx_id: bytes, wait: float = 0) -> Receipt | None:
         """The receipt of a transaction, waiting up to `wait` seconds for it to be final."""
-        found = await self._in_ledger(lambda: self._ledger.receipt(tx_id))
-        if found or wait <= 0:
-            return found
-        if len(self._waiters) >= MAX_WAITERS:
+        if wait <= 0:
+            return await self._in_ledger(lambda: self._ledger_reader.receipt(tx_id))
+        with self._waiting_for([tx_id]) as (receipts, done):
+            found = await self._in_ledger(lambda: self._ledger_reader.receipt(tx_id))
+            if found is None:
+                await asyncio.wait([done], timeout=wait)
+            return found or receipts.get(tx_id)
+
+    async def receipts(self, pending: Collection[bytes], wait: float) -> dict[bytes, Receipt]:
+        """The receipts of transactions that were not final when this was called, of those that are in `wait` seconds."""
+        with self._waiting_for(pending) as (receipts, done):
+            await asyncio.wait([done], timeout=wait)
+            return receipts
+
+    @contextmanager
+    def _waiting_for(
+        self, txs: Collection[bytes]
+    ) -> Iterator[tuple[dict[bytes, Receipt], asyncio.Future[None]]]:
+        """The receipts that come meanwhile, and a future that is done when all have come."""
+        if len(self._waiters) + len(txs) > MAX_WAITERS:
             raise Unavailable("too many clients wait at this node; ask again later, or ask another node")
-        waiter: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(tx_id, []).append(waiter)
+        receipts: dict[bytes, Receipt] = {}
+        wanted = set(txs)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def on_receipt(receipt: Receipt) -> None:
+            receipts[receipt.tx] = receipt
+            if len(receipts) == len(wanted) and not done.done():
+                done.set_result(None)
+
+        for tx_id in wanted:
+            self._waiters.setdefault(tx_id, []).append(on_receipt)
         try:
-            async with asyncio.timeout(wait):
-                return await waiter
-        except TimeoutError:
-            return await self._in_ledger(lambda: self._ledger.receipt(tx_id))
+            yield receipts, done
         finally:
-            left = [w for w in self._waiters.get(tx_id, []) if w is not waiter]
-            if left:
-                self._waiters[tx_id] = left
-            else:
-                self._waiters.pop(tx_id, None)
+            for tx_id in wanted - receipts.keys():
+                with suppress(KeyError, ValueError):
+                    self._waiters[tx_id].remove(on_receipt)
+                    if not self._waiters[tx_id]:
+                        del self._waiters[tx_id]
 
     async def block_at(self, height: int) -> Block:
         found = await self._from_journal(lambda: self._store.block_at(height))
@@ -222,42 +289,60 @@ class Node:
         return await self._from_journal(lambda: self._store.handovers(first))
 
     async def person(self, subject: bytes) -> contract.Person | None:
-        return await self._in_ledger(lambda: contract.get_person(self._ledger, subject))
+        return await self._in_ledger(lambda: contract.get_person(self._ledger_reader, subject))
 
     async def record(self, record: bytes) -> contract.RecordEntry | None:
-        return await self._in_ledger(lambda: contract.get_record(self._ledger, record))
+        return await self._in_ledger(lambda: contract.get_record(self._ledger_reader, record))
 
     async def access_log(self, record: bytes, after: tuple[int, int], limit: int) -> list[Receipt]:
-        return await self._in_ledger(lambda: self._ledger.access_log(record, after, limit))
+        return await self._in_ledger(lambda: self._ledger_reader.access_log(record, after, limit))
 
     async def release(self, tx_id: bytes) -> Release:
-        """This node's part of a granted request: the ticket signed, the index sealed to the requester."""
-        ticket, entry, person = await self._in_ledger(lambda: self._granted(tx_id))
-        content = self._index_key.open(entry.sealed_index, "the index entry on chain")
-        index = decode_index(content)
-        if (index.chain_id, index.record, index.version) != (ticket.chain_id, ticket.record, ticket.version):
-            raise Denied(
-                "the index entry on chain is for another record or version; the patient must publish it anew"
-            )
-        epoch, signature = self._sign_ticket(ticket)
-        return Release(ticket, epoch, signature, seal(person.seal_key, content))
+        """This node's part of a granted request: the ticket signed, its decryption share of the index entry sealed to the requester."""
+        return await self.in_ledger(lambda ledger: self._release(ledger, tx_id))
+
+    def _release(self, ledger: Ledger, tx_id: bytes) -> Release:
+        ticket, entry, person = self._granted(tx_id)
+        assert entry.rule is not None
+        rule = entry.rule.digest
+        label = index_label(ticket.chain_id, ticket.record, ticket.version, rule)
+        round_, share = self.holder.decryption_share(ledger, label, entry.sealed_index)
+        committee, me, key = self._standing()
+        return Release.make(
+            ticket,
+            committee.epoch,
+            me,
+            key,
+            entry=entry.sealed_index,
+            rule=rule,
+            round=round_,
+            sealed_share=None if share is None else seal(person.seal_key, share),
+        )
+
+    async def signed_index_key(self) -> SignedIndexKey:
+        """This node's word on the index key; `Unavailable` while there is none."""
+        key = await self.in_ledger(get_key)
+        if key is None:
+            raise Unavailable("the members of this chain are still making its index key; try again later")
+        _, me, secret = self._standing()
+        return SignedIndexKey.make(self.genesis, key, me, secret)
 
     def _granted(self, tx_id: bytes) -> tuple[Ticket, contract.RecordEntry, Credential]:
-        receipt = self._ledger.receipt(tx_id)
+        receipt = self._ledger_reader.receipt(tx_id)
         if receipt is None:
             raise NotFound("no final request with this id is known here yet; ask again later")
         if not receipt.ok:
             raise Denied(f"the contract refused the request: {receipt.reason}")
-        return contract.check_grant(self._ledger, tx_id, wall_ms())
+        return contract.check_grant(self._ledger_reader, tx_id, wall_ms())
 
-    def _sign_ticket(self, ticket: Ticket) -> tuple[int, TicketSignature]:
+    def _standing(self) -> tuple[Committee, int, Ed25519Signer]:
+        """The present committee, this node's number in it and its key; `Unavailable` if it is not in it."""
         committee, me = self.core.committee, self.core.me
         if me is None:
-            raise Denied("this node is not a member of the chain now; ask one that is")
-        signature = self._key_in(committee).sign("ticket", encode(ticket))
-        return committee.epoch, TicketSignature(me, signature)
+            raise Unavailable("this node is not a member of the chain now; ask one that is")
+        return committee, me, self._key_in(committee)
 
-    def _key_in(self, committee: Committee) -> SigningKey:
+    def _key_in(self, committee: Committee) -> Ed25519Signer:
         """The key by which this node is a member in an epoch, if it is one."""
         return next((key for key in self._keys if key.public in committee.keys), self._keys[0])
 
@@ -283,7 +368,6 @@ class Node:
     async def _steps(self) -> None:
         while True:
             core = self.core
-            await asyncio.sleep(0)  # HTTP gets its turn even when the wake-up is always set
             await self._until_due(core.next_deadline())
             for _ in range(min(len(self._inbox), 1000)):
                 if core.next_committee:
@@ -323,7 +407,7 @@ class Node:
     async def _keep_links(self) -> None:
         """Have links to the newest members, and find out who they are where this node was away while they changed."""
         while True:
-            with contextlib.suppress(TimeoutError):
+            with suppress(TimeoutError):
                 async with asyncio.timeout(LINK_CHECK_S):
                     await self._has_new_members.wait()
             if self._has_new_members.is_set():
@@ -338,12 +422,21 @@ class Node:
             await self._roster.relink(self._on_event)
 
     async def _until_due(self, due: float) -> None:
-        try:
-            async with asyncio.timeout(max(0.0, due - time.monotonic())):
-                await self._wake.wait()
-        except TimeoutError:
-            return
+        """Until something has come or the time is `due`, but at least one turn of the loop, in which HTTP gets its own."""
+        if due < self._rings_at:
+            if self._clock:
+                self._clock.cancel()
+            self._clock = asyncio.get_running_loop().call_later(due - time.monotonic(), self._ring)
+            self._rings_at = due
+        if self._wake.is_set():
+            await asyncio.sleep(0)
+        else:
+            await self._wake.wait()
         self._wake.clear()
+
+    def _ring(self) -> None:
+        self._rings_at = inf
+        self._wake.set()
 
     def _take(self, event: Received) -> None:
         """One frame of a member, validated; what does not hold is counted against its name and dropped."""
@@ -361,22 +454,16 @@ class Node:
             self.refused["gossip full"] += 1
 
     async def _admit(self) -> None:
-        """Take in what members pass on, of senders who may send: with keys made up on the spot, one lying member could fill
-        every mempool and every block. A sender certified in a block not executed here yet comes again (`_regossip`)."""
+        """Take in what members pass on. A sender certified in a block not executed here yet comes again (`_regossip`)."""
         while True:
             src, batch = await self._gossiped.get()
-            senders: dict[bytes, bytes] = {}
-            for raw in batch:
-                try:
-                    senders[raw] = decode_tx(raw).body.sender
-                except DiptychError as error:
-                    self._refuse(src, error)
-            allowed = await self._allowed(set(senders.values()))
-            for raw, sender in senders.items():
-                if sender in allowed:
+            for raw, refusal in await self._screen(batch):
+                if refusal is None:
                     self._add_gossip(raw, src)
-                else:
+                elif isinstance(refusal, Denied):
                     self.refused["uncertified sender"] += 1
+                else:
+                    self._refuse(src, refusal)
             self._wake.set()
 
     def _add_gossip(self, raw: bytes, src: str) -> None:
@@ -456,14 +543,17 @@ class Node:
             blocks = await self._final.get()
             while not self._final.empty():
                 blocks += self._final.get_nowait()
-            receipts, (self.executed_height, self.receipts_root) = await self._until_written(
-                "ledger",
-                lambda: self._in_ledger(lambda: (self._ledger.execute(blocks), self._ledger.head())),  # noqa: B023
-            )
+            receipts = await self._until_written("ledger", lambda: self._run(blocks))  # noqa: B023
+            self.executed_height, self.receipts_root = self._ledger.head()
+            self.holder.executed.set()
             for receipt in receipts:
-                for waiter in self._waiters.pop(receipt.tx, []):
-                    if not waiter.done():
-                        waiter.set_result(receipt)
+                for waiter in self._waiters.pop(receipt.tx, ()):
+                    waiter(receipt)
+
+    async def _run(self, blocks: list[Block]) -> list[Receipt]:
+        if sum(len(block.txs) for block in blocks) <= INLINE_TXS:
+            return self._ledger.execute(blocks)
+        return await self._in_ledger(lambda: self._ledger.execute(blocks))
 
     async def _catch_up_ledger(self) -> None:
         """After a crash the ledger may be behind the journal: execute what is missing."""
@@ -476,8 +566,11 @@ class Node:
                 raise Conflict(
                     f"the journal lacks the block at height {first}: its files are damaged; check the disk"
                 )
-            await self._in_ledger(lambda: self._ledger.execute(blocks))  # noqa: B023
-            self.executed_height, self.receipts_root = await self._in_ledger(self._ledger.head)
+            await self._run(blocks)
+            self.executed_height, self.receipts_root = self._ledger.head()
+
+    async def _hold(self) -> None:
+        await self.holder.run(self)
 
     async def _gossip(self) -> None:
         """Spread clients' transactions: the first at once, what comes within `GOSSIP_DELAY` after it in batches."""
@@ -516,6 +609,14 @@ class Node:
 
     async def _from_journal(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reader_thread, work)
+
+    def in_ledger(self, work: Callable[[Ledger], T]) -> Awaitable[T]:
+        """What `work` makes of the ledger, in the ledger's thread, between two blocks."""
+        return self._in_ledger(lambda: work(self._ledger))
+
+    def clock_ms(self) -> int:
+        """This node's wall clock, Unix milliseconds."""
+        return wall_ms()
 
     def _in_ledger(self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._ledger_thread, work)

@@ -22,9 +22,9 @@ import tomli_w
 
 from configs.files import load_network, read_key, write, write_key
 from configs.settings import NetworkSettings
+from crypto.dkg import HolderKey
 from crypto.errors import Conflict, Unavailable
 from crypto.schemes import SCHEMES
-from crypto.seal import SealKey
 from crypto.sign import SigningKey
 from node.tls import identity_of
 from protocol import genesis, network
@@ -50,8 +50,9 @@ def make(folder: Path, shape: NetworkSettings) -> None:
     """Write keys, genesis files, the network file and a config per daemon into `folder`, which must not hold a network yet."""
     if (folder / "network.toml").exists():
         raise Conflict(f"{folder} holds a network already; run it, or choose another folder")
-    ports: Iterator[int] = iter(free_ports(2 * (shape.storage + shape.sharing) + 2))
-    authority, cloud = SigningKey.generate(), SigningKey.generate()
+    ports: Iterator[int] = iter(free_ports(2 * (shape.storage + shape.sharing) + 1 + shape.authorities))
+    names = ["authority", *(f"authority-{number}" for number in range(2, shape.authorities + 1))]
+    keys_of = {name: SigningKey.generate() for name in ("cloud", *names)}
     admins = [SigningKey.generate() for _ in range(ADMINS)]
     for number, admin in enumerate(admins, 1):
         write_key(folder / "admins" / f"admin-{number}.key", admin.seed)
@@ -59,12 +60,10 @@ def make(folder: Path, shape: NetworkSettings) -> None:
     suffix = secrets.token_hex(4)
     configs: dict[str, dict[str, Any]] = {}
     for kind, count in (("storage", shape.storage), ("sharing", shape.sharing)):
-        index_secret = secrets.token_bytes(32)
         members, addresses = [], {}
         for number in range(1, count + 1):
             name = f"{kind}-{number}"
             members.append(_make_keys(folder / name / "keys", name))
-            write_key(folder / name / "keys" / "index.key", index_secret)
             p2p, http = next(ports), next(ports)
             addresses[name] = NodeAddress(f"127.0.0.1:{p2p}", f"http://127.0.0.1:{http}")
             configs[name] = {"chain": kind, "name": name, "p2p_port": p2p, "http_port": http}
@@ -74,8 +73,7 @@ def make(folder: Path, shape: NetworkSettings) -> None:
             kind,  # type: ignore[arg-type]
             shape.mode,
             tuple(members),
-            authority.public,
-            SealKey(index_secret).public,
+            keys_of["authority"].public,
             time.time_ns() // 1_000_000,
             tuple(a.public for a in admins),
             ADMIN_QUORUM,
@@ -84,20 +82,23 @@ def make(folder: Path, shape: NetworkSettings) -> None:
         )
         write(folder / f"genesis-{kind}.toml", genesis.to_toml(chain).encode(), mode=0o644)
         chains[kind] = ChainAddresses(f"genesis-{kind}.toml", chain.hash.hex(), addresses)
-    for name, service_key in (("cloud", cloud), ("authority", authority)):
-        write_key(folder / name / "keys" / f"{name}.key", service_key.seed)
+    for name, service_key in keys_of.items():
+        kind = "cloud" if name == "cloud" else "authority"
+        write_key(folder / name / "keys" / f"{kind}.key", service_key.seed)
         configs[name] = {"http_port": next(ports)}
-    abe = SCHEMES[shape.scheme].master.generate()
-    write_key(folder / "authority" / "keys" / "abe.key", abe.to_bytes())
+    if shape.authorities == 1:  # several make their shares themselves, when they start
+        abe = SCHEMES[shape.scheme].master.generate()
+        write_key(folder / "authority" / "keys" / "abe.key", abe.to_bytes())
     for name, values in configs.items():
         config = {"network": "../network.toml", "keys": "keys", "data": "data", **values}
         write(folder / name / "config.toml", tomli_w.dumps(config).encode(), mode=0o644)
     services = {
         name: Service(f"http://127.0.0.1:{configs[name]['http_port']}", key.public.hex())
-        for name, key in (("cloud", cloud), ("authority", authority))
+        for name, key in keys_of.items()
     }
-    text = network.to_toml(Network(chains, services["cloud"], services["authority"]))
-    write(folder / "network.toml", text.encode(), mode=0o644)
+    issuing = {name: services[name] for name in names} if shape.authorities > 1 else {}
+    found = Network(chains, services["cloud"], services["authority"], issuing, shape.threshold)
+    write(folder / "network.toml", network.to_toml(found).encode(), mode=0o644)
 
 
 def make_node(network_file: Path, kind: ChainKind, name: str, p2p: str, http: str, folder: Path) -> Member:
@@ -134,15 +135,18 @@ def make_node(network_file: Path, kind: ChainKind, name: str, p2p: str, http: st
 
 
 def _make_keys(keys: Path, name: str) -> Member:
-    key, transport = SigningKey.generate(), secrets.token_bytes(32)
+    key, transport, share_key = SigningKey.generate(), secrets.token_bytes(32), HolderKey.generate()
     write_key(keys / "consensus.key", key.seed)
     write_key(keys / "network.key", transport)
-    return Member(name, key.public, identity_of(transport))
+    write_key(keys / "index.key", share_key.to_bytes())
+    return Member(name, key.public, identity_of(transport), share_key.public.to_bytes())
 
 
-def identity_in(keys: Path, passphrase: bytes | None) -> str:
-    """The transport identity of the node with this folder of keys."""
-    return identity_of(read_key(keys / "network.key", passphrase))
+def member_of(keys: Path, name: str, key: SigningKey, passphrase: bytes | None) -> Member:
+    """What the node with this folder of keys is as a member, with `key` as its consensus key."""
+    identity = identity_of(read_key(keys / "network.key", passphrase))
+    share_key = HolderKey.from_bytes(read_key(keys / "index.key", passphrase))
+    return Member(name, key.public, identity, share_key.public.to_bytes())
 
 
 @dataclass
@@ -177,12 +181,14 @@ class Supervisor:
     def __init__(self, folder: Path) -> None:
         found, _ = load_network(folder / "network.toml")
         urls = {name: a.http for chain in found.chains.values() for name, a in chain.nodes.items()}
-        urls |= {"cloud": found.cloud.url, "authority": found.authority.url}
+        commands = dict.fromkeys(urls, "node")
+        services = {"cloud": found.cloud, "authority": found.authority, **found.authorities}
+        urls |= {name: service.url for name, service in services.items()}
         self.folder = folder
         self.daemons = {
             name: Daemon(
                 name,
-                name if name in ("cloud", "authority") else "node",
+                commands.get(name, "cloud" if name == "cloud" else "authority"),
                 folder / name / "config.toml",
                 url,
                 folder / name / "log.txt",

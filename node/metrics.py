@@ -5,12 +5,12 @@ its height, its votes) is shown as said and proves nothing; a liar can make its 
 """
 
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from node.daemon import Node
 
 MAX_UNFINISHED = 1024
+_COUNTERS = {
+    "messages_received": ("Consensus messages that decode", "type"),
+    "messages_sent": ("Consensus messages, a broadcast once", "type"),
+    "votes_received": ("Votes of other members as they come, before any check", "kind"),
+    "votes_sent": ("Own votes signed", "kind"),
+    "blocks": ("Blocks that became final since the start", None),
+    "transactions": ("Transactions that became final since the start", None),
+}
 _COMMIT_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _WRITE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5)
 
@@ -52,31 +60,23 @@ class Metrics:
         self.last_final = time.monotonic()
         """When this process last saw a block become final, at first its start."""
         self._saved: OrderedDict[bytes, float] = OrderedDict()
-        counter, histogram = self._counter, self._histogram
-        self._messages_in = counter("messages_received", "Consensus messages that decode", "type")
-        self._messages_out = counter("messages_sent", "Consensus messages, a broadcast once", "type")
-        self._votes_in = counter(
-            "votes_received", "Votes of other members as they come, before any check", "kind"
-        )
-        self._votes_out = counter("votes_sent", "Own votes signed", "kind")
-        self._blocks = counter("blocks", "Blocks that became final since the start")
-        self._txs = counter("transactions", "Transactions that became final since the start")
-        self._commit = histogram(
+        self.counts: dict[str, Counter[str]] = {
+            name: Counter() if label else Counter({"": 0}) for name, (_, label) in _COUNTERS.items()
+        }
+        """By the label of each of `_COUNTERS`. Counting in the library's own objects costs as much as decoding the message."""
+        self._commit = self._histogram(
             "commit_seconds", "From a block's arrival here until it is final here", _COMMIT_BUCKETS
         )
-        self._write = histogram(
-            "journal_write_seconds", "One durable transaction of the journal", _WRITE_BUCKETS
+        self._write = self._histogram(
+            "journal_write_seconds", "One transaction of the journal", _WRITE_BUCKETS
         )
         self.registry.register(_State(node))
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"diptych_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"diptych_{name}", text, buckets=buckets, registry=self.registry)
 
     def received(self, src: str, message: Message) -> None:
-        self._messages_in.labels(type(message).__name__).inc()
+        self.counts["messages_received"][type(message).__name__] += 1
         sight = self.sight(src)
         sight.heard = time.monotonic()
         votes = message.votes if isinstance(message, Votes | Status) else ()
@@ -85,7 +85,7 @@ class Metrics:
         if isinstance(message, Status):
             sight.height, sight.view = message.height, message.view
         for vote in votes:
-            self._votes_in.labels(vote.kind).inc()
+            self.counts["votes_received"][vote.kind] += 1
             members = self._node.core.committee.members
             if vote.signer < len(members) and members[vote.signer].name == src:
                 sight.votes[vote.kind] = vote.view
@@ -108,15 +108,15 @@ class Metrics:
                     for block, entries in blocks:
                         block_id = block.header.id
                         final.add(block_id)
-                        self._blocks.inc()
-                        self._txs.inc(len(entries))
+                        self.counts["blocks"][""] += 1
+                        self.counts["transactions"][""] += len(entries)
                         saved = self._saved.pop(block_id, None)
                         if saved is not None:
                             self._commit.observe(now - saved)
                 case SaveVote(vote):
-                    self._votes_out.labels(vote.kind).inc()
+                    self.counts["votes_sent"][vote.kind] += 1
                 case Send(_, message):
-                    self._messages_out.labels(type(message).__name__).inc()
+                    self.counts["messages_sent"][type(message).__name__] += 1
         for effect in effects:
             if isinstance(effect, SaveBlock) and (block_id := effect.block.header.id) not in final:
                 self._saved.setdefault(block_id, now)
@@ -140,6 +140,10 @@ class _State(Collector):
             "mempool_transactions": (len(node.mempool), "Transactions that wait"),
             "halted": (core.halted is not None, "1 if the chain is halted here for ever"),
             "alarm": (node.alarm is not None, "1 while this node cannot write its disk"),
+            "index_share": (
+                node.holder.status["holds_share"],
+                "1 while this node holds a share of the index key",
+            ),
             "seconds_since_final": (
                 time.monotonic() - node.metrics.last_final,
                 "Since a block became final here",
@@ -147,6 +151,11 @@ class _State(Collector):
         }
         for name, (value, text) in gauges.items():
             yield GaugeMetricFamily(f"diptych_{name}", text, float(value))
+        for name, (text, label) in _COUNTERS.items():
+            counter = CounterMetricFamily(f"diptych_{name}", text, labels=(label,) if label else ())
+            for value, count in node.metrics.counts[name].items():
+                counter.add_metric((value,) if label else (), count)
+            yield counter
         yield CounterMetricFamily(
             "diptych_evidence", "Pairs of contradicting votes on record", len(node.evidence)
         )

@@ -1,4 +1,4 @@
-"""The consensus journal of one node: what must survive a power cut, in SQLite (WAL, synchronous=FULL).
+"""The consensus journal of one node, in SQLite (WAL; synchronous=FULL for what must survive a power cut).
 
 All methods are synchronous. `apply` is one transaction per step of the core; the daemon sends nothing of a step before it returns. `page` and
 `block_at` read over a connection of their own, so that another thread may call them meanwhile. A lock file keeps two processes from voting with one key.
@@ -26,6 +26,7 @@ from protocol.block import (
     decode_vote,
 )
 from protocol.core import (
+    RECOVERABLE,
     Effect,
     EpochEnded,
     Finalized,
@@ -226,8 +227,13 @@ class Store:
         self._lock.release()
 
     def apply(self, effects: Iterable[Effect]) -> None:
-        """Make the durable effects of one step durable, all or none. Raises `sqlite3.Error` (disk full, I/O) with nothing kept."""
+        """Make the durable effects of one step durable, all or none. Raises `sqlite3.Error` (disk full, I/O) with nothing kept.
+
+        The end of the process undoes nothing; a power cut at most the last steps, those of `RECOVERABLE` effects alone."""
         db, committee, votes = self._db, self.committee, self._votes
+        effects = list(effects)
+        is_recoverable = all(isinstance(effect, RECOVERABLE) for effect in effects)
+        db.executescript(f"PRAGMA synchronous={'NORMAL' if is_recoverable else 'FULL'}")
         db.execute("BEGIN IMMEDIATE")
         try:
             for effect in effects:
@@ -279,13 +285,7 @@ class Store:
             values = (header.height, block_id, epoch, header.view, header.time_ms, own)
             self._db.execute("INSERT INTO final VALUES (?, ?, ?, ?, ?, ?)", values)
         last = blocks[-1].header.view
-        self._drop(past, last, first)
-        term_start = self.committee.term_start(self.committee.term(last))
-        self._db.execute("DELETE FROM votes WHERE epoch = ? AND view < ?", (epoch, term_start))
-
-    def _drop(self, past: int, last: int, first: int) -> None:
-        """Drop what lies in views after `past` up to `last` of this epoch and is no part of the chain from height `first` on."""
-        views = (self.committee.epoch, past, last, first)
+        views = (epoch, past, last, first)
         self._db.execute(
             "DELETE FROM blocks WHERE epoch = ? AND view > ? AND view <= ?"
             " AND id NOT IN (SELECT id FROM final WHERE height >= ?)",
@@ -296,10 +296,14 @@ class Store:
             " (SELECT view FROM final WHERE height >= ? AND certificate IS NULL))",
             views,
         )
+        term_start = self.committee.term_start(self.committee.term(last))
+        self._db.execute("DELETE FROM votes WHERE epoch = ? AND view < ?", (epoch, term_start))
 
     def _end_epoch(self, handover: Handover) -> None:
-        last, epoch = handover.header, self.committee.epoch
-        self._drop(last.view, MAX_VIEW, last.height + 1)
+        """Drop what stands on the last block, but not the certificates that helped to finalize it: an audit of a fork needs them."""
+        last, proof, epoch = handover.header, handover.finalization, self.committee.epoch
+        self._db.execute("DELETE FROM blocks WHERE epoch = ? AND view > ?", (epoch, last.view))
+        self._db.execute("DELETE FROM certificates WHERE epoch = ? AND view > ?", (epoch, proof.view))
         self._db.execute("DELETE FROM votes WHERE epoch = ?", (epoch,))
         self._db.execute("INSERT INTO epochs VALUES (?, ?, ?)", (epoch, last.height, encode(handover)))
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 
 from crypto.codec import Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
-from crypto.sign import SigningKey, is_valid
+from crypto.sign import Ed25519Signer, is_valid
 from protocol.genesis import Genesis, Member
 from protocol.quorum import MAX_MEMBERS, quorum
 from protocol.record import digest
@@ -64,7 +64,7 @@ class Certificate(Wire, frozen=True):
     signatures: Annotated[tuple[Bytes64, ...], msgspec.Meta(max_length=MAX_MEMBERS)]
 
 
-class Block(Wire, frozen=True):
+class Block(Wire, frozen=True, tag="block/1"):
     """Header, ordered encoded transactions, and the nullifications that justify the views skipped before it."""
 
     header: Header
@@ -72,7 +72,7 @@ class Block(Wire, frozen=True):
     skips: Annotated[tuple[Certificate, ...], msgspec.Meta(max_length=1024)]
 
 
-class Proposal(Wire, frozen=True, tag="proposal"):
+class Proposal(Wire, frozen=True, tag="proposal/1"):
     """A block with the proof that it may stand where it stands; `parent_cert` is None only on top of genesis."""
 
     block: Block
@@ -80,14 +80,14 @@ class Proposal(Wire, frozen=True, tag="proposal"):
     vote: Vote
 
 
-class Votes(Wire, frozen=True, tag="votes"):
+class Votes(Wire, frozen=True, tag="votes/1"):
     """Fresh votes; a nullify comes with the sender's highest notarization."""
 
     votes: Annotated[tuple[Vote, ...], msgspec.Meta(max_length=64)]
     notarization: Certificate | None
 
 
-class Status(Wire, frozen=True, tag="status"):
+class Status(Wire, frozen=True, tag="status/1"):
     """What a node knows and has signed: the only retransmission there is. To a member of another epoch only `epoch` and `height` speak."""
 
     epoch: UInt
@@ -99,19 +99,19 @@ class Status(Wire, frozen=True, tag="status"):
     votes: Annotated[tuple[Vote, ...], msgspec.Meta(max_length=64)]
 
 
-class Want(Wire, frozen=True, tag="want"):
+class Want(Wire, frozen=True, tag="want/1"):
     """Asks for an unfinalized block by id."""
 
     block: Bytes32
 
 
-class Body(Wire, frozen=True, tag="body"):
+class Body(Wire, frozen=True, tag="body/1"):
     """Answers `Want`."""
 
     block: Block
 
 
-class Chain(Wire, frozen=True, tag="chain"):
+class Chain(Wire, frozen=True, tag="chain/1"):
     """A page of finalized blocks of one epoch in height order; `links` are the headers from the last block to the one that
     `finalization` names."""
 
@@ -120,13 +120,13 @@ class Chain(Wire, frozen=True, tag="chain"):
     finalization: Certificate
 
 
-class Rejoin(Wire, frozen=True, tag="rejoin"):
+class Rejoin(Wire, frozen=True, tag="rejoin/1"):
     """A member that has lost its journal asks how far the others are; `nonce` is fresh, so that no old report answers it."""
 
     nonce: Bytes32
 
 
-class Report(Wire, frozen=True, tag="report"):
+class Report(Wire, frozen=True, tag="report/1"):
     """Answers `Rejoin`, signed: `view` is the highest view that the sender may have signed in. `proof` is a certificate that
     leads into that view or a few terms before it, so that a liar cannot name a view for ever ahead; None in the first terms."""
 
@@ -136,7 +136,7 @@ class Report(Wire, frozen=True, tag="report"):
     signature: Bytes64
 
 
-class Accusation(Wire, frozen=True, tag="accusation"):
+class Accusation(Wire, frozen=True, tag="accusation/1"):
     """Two contradicting votes of one member, passed on so that every member holds the evidence."""
 
     first: Vote
@@ -189,11 +189,11 @@ class Committee:
     def _payload(self, kind: Kind, view: int, block: bytes | None) -> bytes:
         return encode((self.genesis.chain_id, self.epoch, kind, view, block))
 
-    def sign(self, key: SigningKey, signer: int, kind: Kind, view: int, block: bytes | None) -> Vote:
+    def sign(self, key: Ed25519Signer, signer: int, kind: Kind, view: int, block: bytes | None) -> Vote:
         return Vote(kind, view, block, signer, key.sign("vote", self._payload(kind, view, block)))
 
     def report(
-        self, key: SigningKey, signer: int, nonce: bytes, view: int, proof: Certificate | None
+        self, key: Ed25519Signer, signer: int, nonce: bytes, view: int, proof: Certificate | None
     ) -> Report:
         return Report(nonce, view, proof, key.sign("report", self._report_payload(signer, nonce, view)))
 

@@ -2,7 +2,8 @@
 
 Bytes and time go in (`receive`, `submit`, `tick`), effects come out (`take_effects`); the timer is a query (`next_deadline`). No callback, no
 task, no socket, no clock. docs/protocol.md states the rules; each method here names the rule it implements. The caller must make all
-`Save*`, `Finalized`, `Record` and `Halted` effects of a step durable in one transaction before it carries out any `Send` of that step.
+`Save*`, `Finalized`, `Record` and `Halted` effects of a step durable in one transaction before it carries out any `Send` of that step;
+of what that means for `RECOVERABLE` effects a power cut may take something back.
 
 Invariants: one notarize and one finalize per view, for the same block (I1); never a nullify at or before a finalize of one
 term (I2); view and height never fall (I3); a certificate counts only with exactly a quorum of distinct valid signers (I6).
@@ -14,7 +15,7 @@ from itertools import pairwise
 from math import inf
 
 from crypto.errors import DiptychError
-from crypto.sign import SigningKey
+from crypto.sign import Ed25519Signer
 from protocol import merkle
 from protocol.block import (
     Accusation,
@@ -133,6 +134,11 @@ Effect = (
 )
 
 
+RECOVERABLE = (SaveBlock, SaveCertificate, Finalized, Send, ServeChain)
+"""Steps of these alone need not survive a power cut, if no later step survives either: nothing was signed since, others have the
+blocks and certificates, and what is final is so by votes that a quorum has on its disks."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tip:
     """The last finalized block; `certificate` finalizes it or a descendant. At the anchor of an epoch `view` is 0 and
@@ -185,7 +191,7 @@ class Core:
     def __init__(
         self,
         committee: Committee,
-        key: SigningKey | None,
+        key: Ed25519Signer | None,
         mempool: Mempool,
         restored: Restored,
         now: float,
@@ -224,6 +230,8 @@ class Core:
         self._convicted: dict[tuple[int, str], set[tuple[int, bytes | None, int, bytes | None]]] = {}
         """By signer and kind: views and blocks of the pairs on record."""
         self._own: dict[tuple[int, str], Vote] = {}
+        self._forgotten = 0
+        """Votes up to this view are dropped from `_votes` and `_own`."""
         self._waiting_since: float | None = None
         self._asked: dict[bytes, float] = {}
         self._last: dict[tuple[str, int, int], float] = {}
@@ -348,7 +356,7 @@ class Core:
 
     def _agrees_with_final(self, cert: Certificate) -> bool:
         """A certificate at or below the tip changes nothing, unless it finalizes another block than ours."""
-        final = dict(self._final_ids).get(cert.view)
+        final = next((block_id for view, block_id in reversed(self._final_ids) if view == cert.view), None)
         is_other = final != cert.block and cert.view >= self._final_ids[0][0]
         if cert.kind == "finalize" and is_other and self.committee.is_valid_certificate(cert):
             self._compare(cert)
@@ -865,7 +873,7 @@ class Core:
             self._effects.append(SaveAbstention(self.abstain_until))
         self.next_committee = successor(self.committee, last, members)
 
-    def next_epoch(self, key: SigningKey | None) -> "Core":
+    def next_epoch(self, key: Ed25519Signer | None) -> "Core":
         """The engine of the epoch after this one, which must be over; `key` is the member's key in it, which may be a new one."""
         assert self.next_committee
         restored = Restored(anchor_tip(self.next_committee), abstain_until=self.abstain_until)
@@ -876,8 +884,10 @@ class Core:
         """Forget what lies at or below the tip's view or no longer descends from the tip."""
         view, first = self.tip.view, self._votes_from()
         term = self.committee.term(view)
-        self._own = {k: v for k, v in self._own.items() if k[0] > first}
-        self._votes = {k: v for k, v in self._votes.items() if k[0] > first}
+        if first > self._forgotten:
+            self._forgotten = first
+            self._own = {k: v for k, v in self._own.items() if k[0] > first}
+            self._votes = {k: v for k, v in self._votes.items() if k[0] > first}
         self._notarizations = {v: c for v, c in self._notarizations.items() if v > view}
         self._nullifications = {t: c for t, c in self._nullifications.items() if t >= term}
         self._accused = {k for k in self._accused if k[0] > view}
@@ -926,7 +936,9 @@ class Core:
 
     def _on_status(self, status: Status, src: int) -> None:
         if status.epoch < self.committee.epoch:
-            return self._serve(src, status.height + 1)
+            if status.height < self.tip.height:  # otherwise it lies: the end of its epoch stands above it
+                self._serve(src, status.height + 1)
+            return
         if status.epoch > self.committee.epoch:
             return self._send_status_to(src)
         for cert in (status.finalization, status.notarization, status.nullification):
@@ -985,6 +997,8 @@ class Core:
             return
         self._effects.extend(SaveBlock(b) for b in blocks)
         self._finish(parsed, page.links, page.finalization)
+        if self.halted:
+            return
         if page.links and self._finalization is None and not self.next_committee:
             # Only a descendant of the last block is certified itself: that finalization stays pending.
             self._finalization = page.finalization

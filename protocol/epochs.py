@@ -19,7 +19,7 @@ from protocol.quorum import MAX_MEMBERS
 from protocol.tx import ChangeMembers, Tx
 
 
-class Handover(Wire, frozen=True):
+class Handover(Wire, frozen=True, tag="handover/1"):
     """The end of an epoch, proved to whoever knows its members: the header of its last block, the headers from there to the one that
     `finalization` names, and the members that the last block's header commits to."""
 
@@ -53,12 +53,16 @@ def successor(committee: Committee, last: Header, members: tuple[Member, ...]) -
 
 
 def follow(committee: Committee, handover: Handover) -> Committee:
-    """The committee after the one given; `Unauthentic` if the handover does not prove it."""
+    """The committee after the one given; `Unauthentic` if the handover does not prove it.
+
+    The last block carries the change and what stands on it is empty, so no other block can pass for the one to build on."""
     headers = [handover.header, *handover.links]
     proof = handover.finalization
     holds = (
         all(h.chain_id == committee.genesis.chain_id and h.epoch == committee.epoch for h in headers)
         and all(b.parent == a.id for a, b in pairwise(headers))
+        and handover.header.tx_count > 0
+        and not any(h.tx_count for h in handover.links)
         and handover.header.validators_hash == committee.validators_hash
         and handover.header.next_validators_hash == validators_hash(committee.genesis, handover.members)
         and handover.header.next_validators_hash != committee.validators_hash

@@ -4,7 +4,7 @@ from crypto.codec import Decoder, UInt, Wire
 from protocol.block import Committee, Vote
 
 
-class Evidence(Wire, frozen=True):
+class Evidence(Wire, frozen=True, tag="evidence/1"):
     """`kind` is E1 (two notarizes in a view), E2 (two finalizes), E3 (notarize and finalize of different blocks) or
     E4 (nullify at or before a finalize in one term). The signer is a member of `epoch`."""
 

@@ -11,26 +11,32 @@ from typing import Annotated, Any
 import msgspec
 import tomli_w
 
-from crypto.codec import Bytes32, Short, UInt, Wire, encode
+from crypto.codec import Bytes32, Bytes48, Short, UInt, Wire, check_named, encode
 from crypto.errors import Malformed
+from crypto.group import G1
 from protocol.identity import ChainKind
 from protocol.quorum import MAX_MEMBERS, Mode
 from protocol.record import digest
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+\Z")]
 
+SUITE = "genesis/1"
+"""Stands first in the encoding and in the file. As everything signed on a chain leads back to the hash of its genesis, it says by which
+algorithms votes, certificates and the rows of a node's databases are made, which name none themselves."""
+
 
 class Member(Wire, frozen=True):
-    """A consensus node: its name, its Ed25519 consensus key, its libp2p peer id."""
+    """A consensus node: its name, its Ed25519 consensus key, its libp2p peer id, and the point of G1 that pieces of the index key are
+    sealed to (`crypto.dkg.HolderKey`)."""
 
     name: Name
     key: Bytes32
     identity: Short
+    share_key: Bytes48
 
 
-class Genesis(Wire, frozen=True, dict=True):
-    """`base_timeout_ms` is T0, `term_length` is L of docs/protocol.md; `index_key` is the X25519 key that index entries are
-    sealed to; `authority` certifies identities. `members` are those of epoch 0: `admin_quorum` of the Ed25519 keys `admins` agree
+class Genesis(Wire, frozen=True, dict=True, gc=True, tag=SUITE):
+    """`base_timeout_ms` is T0, `term_length` is L of docs/protocol.md; `authority` certifies identities. `members` are those of epoch 0: `admin_quorum` of the Ed25519 keys `admins` agree
     on the members of the next epoch (`protocol.epochs`); without admins they never change."""
 
     chain_id: Short
@@ -38,7 +44,6 @@ class Genesis(Wire, frozen=True, dict=True):
     mode: Mode
     members: Annotated[tuple[Member, ...], msgspec.Meta(min_length=1, max_length=MAX_MEMBERS)]
     authority: Bytes32
-    index_key: Bytes32
     time_ms: UInt
     admins: Annotated[tuple[Bytes32, ...], msgspec.Meta(max_length=32)] = ()
     admin_quorum: Annotated[int, msgspec.Meta(ge=0, le=32)] = 0
@@ -61,10 +66,15 @@ class Genesis(Wire, frozen=True, dict=True):
 
 
 def check_members(members: tuple[Member, ...]) -> None:
-    """`ValueError` if two share a name, a key or an identity."""
-    for field in ("name", "key", "identity"):
+    """`ValueError` if two share a name, a key or an identity, or a share key is none."""
+    for field in ("name", "key", "identity", "share_key"):
         if len({getattr(m, field) for m in members}) != len(members):
             raise ValueError(f"two members share one {field}")
+    for member in members:
+        try:
+            G1.from_bytes(member.share_key)
+        except Malformed as error:
+            raise ValueError(f"the share_key of {member.name} is none: {error}") from None
 
 
 def _hexed(value: object) -> Any:
@@ -77,24 +87,29 @@ def _hexed(value: object) -> Any:
 
 
 def to_toml(genesis: Genesis) -> str:
-    return tomli_w.dumps(_hexed(genesis))
+    return tomli_w.dumps({"suite": SUITE, **_hexed(genesis)})
 
 
 def from_toml(text: str) -> Genesis:
     """The genesis in `text`, or `Malformed` saying which field is wrong."""
     try:
         data = tomllib.loads(text)
+        suite = data.pop("suite")
+        check_named("a genesis file", str(suite), [SUITE])
+        if suite != SUITE:
+            raise ValueError(f"its suite is not {SUITE}")
         data = {
             **data,
             "authority": bytes.fromhex(data["authority"]),
-            "index_key": bytes.fromhex(data["index_key"]),
-            "members": [{**m, "key": bytes.fromhex(m["key"])} for m in data["members"]],
+            "members": [
+                {**m, "key": bytes.fromhex(m["key"]), "share_key": bytes.fromhex(m["share_key"])}
+                for m in data["members"]
+            ],
             "admins": [bytes.fromhex(key) for key in data.get("admins", [])],
         }
         members = [_ordered(Member, m) for m in data.pop("members")]
-        return msgspec.convert(
-            _ordered(Genesis, {**data, "members": members}), Genesis, builtin_types=(bytes,)
-        )
+        fields = _ordered(Genesis, {**data, "members": members})
+        return msgspec.convert([SUITE, *fields], Genesis, builtin_types=(bytes,))
     except KeyError as error:
         raise Malformed(f"the genesis file lacks the field {error}") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -102,11 +117,12 @@ def from_toml(text: str) -> Genesis:
 
 
 def _named(fault: str) -> str:
-    """The sentence of msgspec with fields in place of positions in the array: `$[3][0][1]` is `members[0].key`."""
+    """The sentence of msgspec with fields in place of positions in the array: `$[4][0][1]` is `members[0].key`, as the
+    suite is the first."""
     fault = re.sub(
-        r"\$\[3\]\[(\d+)\]\[(\d)\]", lambda m: f"members[{m[1]}].{Member.__struct_fields__[int(m[2])]}", fault
+        r"\$\[4\]\[(\d+)\]\[(\d)\]", lambda m: f"members[{m[1]}].{Member.__struct_fields__[int(m[2])]}", fault
     )
-    return re.sub(r"\$\[(\d+)\]", lambda m: Genesis.__struct_fields__[int(m[1])], fault)
+    return re.sub(r"\$\[(\d+)\]", lambda m: Genesis.__struct_fields__[int(m[1]) - 1], fault)
 
 
 def _ordered(kind: type[msgspec.Struct], data: dict[str, Any]) -> list[Any]:

@@ -10,7 +10,7 @@ import msgspec
 
 from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
 from crypto.errors import Denied, Unauthentic
-from crypto.sign import SigningKey, is_valid, verify
+from crypto.sign import Ed25519Signer, is_valid, verify
 from protocol.quorum import MAX_MEMBERS
 
 Role = Literal["doctor", "patient", "user"]
@@ -38,12 +38,12 @@ class Credential(Wire, frozen=True):
     not_after_ms: UInt
 
 
-class SignedCredential(Wire, frozen=True):
+class SignedCredential(Wire, frozen=True, tag="credential/1"):
     credential: Credential
     signature: Bytes64
 
     @classmethod
-    def issue(cls, credential: Credential, authority: SigningKey) -> "SignedCredential":
+    def issue(cls, credential: Credential, authority: Ed25519Signer) -> "SignedCredential":
         return cls(credential, authority.sign("credential", encode(credential)))
 
     def verify(self, authority: bytes, now_ms: int) -> Credential:
@@ -57,7 +57,7 @@ class SignedCredential(Wire, frozen=True):
 decode_credential = Decoder(SignedCredential, "a credential", 16 << 10)
 
 
-class Ticket(Wire, frozen=True):
+class Ticket(Wire, frozen=True, tag="ticket/1"):
     """A chain's leave for one requester to fetch one record version from the cloud until `expires_ms`."""
 
     chain_id: Short
@@ -104,16 +104,54 @@ class SignedTicket(Wire, frozen=True):
         return self.ticket
 
 
-class Release(Wire, frozen=True):
-    """One node's answer to a granted request: its signature on the ticket, and the index entry sealed to the requester.
+class Release(Wire, frozen=True, tag="release/1"):
+    """One node's answer to a granted request: its signature on the ticket, the index entry as it stands on chain with the digest of the
+    rule that it was encrypted for, and the node's decryption share (`crypto.tdh2`), sealed to the requester.
 
-    Until the index is encrypted to a threshold key, every node of the chain can open it (docs/deviations.md).
+    `round` is that of the index key whose share it is. A member that holds no share leaves `sealed_share` out. `proof` is the
+    node's signature over everything else, so that nobody else can make its share look wrong.
     """
 
     ticket: Ticket
     epoch: UInt
     signature: TicketSignature
-    sealed_index: Annotated[bytes, msgspec.Meta(max_length=4096)]
+    entry: Annotated[bytes, msgspec.Meta(max_length=2048)]
+    rule: Bytes32
+    round: UInt
+    sealed_share: Annotated[bytes, msgspec.Meta(max_length=512)] | None
+    proof: Bytes64
+
+    @classmethod
+    def make(
+        cls,
+        ticket: Ticket,
+        epoch: int,
+        signer: int,
+        key: Ed25519Signer,
+        *,
+        entry: bytes,
+        rule: bytes,
+        round: int,
+        sealed_share: bytes | None,
+    ) -> "Release":
+        """Signed twice by the member `signer` of `epoch` with its `key`: the ticket alone, for the cloud, and the whole, for the requester."""
+        signature = TicketSignature(signer, key.sign("ticket", encode(ticket)))
+        unsigned = cls(ticket, epoch, signature, entry, rule, round, sealed_share, bytes(64))
+        return msgspec.structs.replace(unsigned, proof=key.sign("release", unsigned._payload()))
+
+    def is_signed(self, members: tuple[bytes, ...]) -> bool:
+        """Whether the member it names has signed the ticket and the whole, `members` being the consensus keys."""
+        signer = self.signature.signer
+        return (
+            signer < len(members)
+            and is_valid(members[signer], "ticket", encode(self.ticket), self.signature.signature)
+            and is_valid(members[signer], "release", self._payload(), self.proof)
+        )
+
+    def _payload(self) -> bytes:
+        return encode(
+            (self.ticket, self.epoch, self.signature, self.entry, self.rule, self.round, self.sealed_share)
+        )
 
 
 decode_release = Decoder(Release, "a release", 16 << 10)

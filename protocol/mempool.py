@@ -11,7 +11,8 @@ from crypto.errors import Conflict, DiptychError, Malformed, Unavailable
 from protocol.block import MAX_TX
 from protocol.tx import MAX_LIFETIME_MS, Tx, check_tx
 
-MAX_TXS, MAX_BYTES, MAX_PER_SENDER = 50_000, 64 << 20, 5_000
+MAX_TXS, MAX_BYTES = 50_000, 64 << 20
+MAX_PER_SENDER, MAX_BYTES_PER_SENDER = 5_000, 8 << 20
 
 
 class Pending:
@@ -30,6 +31,7 @@ class Mempool:
         self._pending: OrderedDict[bytes, Pending] = OrderedDict()
         self._bytes = 0
         self._per_sender: Counter[bytes] = Counter()
+        self._bytes_per_sender: Counter[bytes] = Counter()
         self._verified: OrderedDict[bytes, Pending] = OrderedDict()
         self._verified_bytes = 0
         self.final: dict[bytes, int] = {}
@@ -68,11 +70,15 @@ class Mempool:
             )
         if len(self._pending) >= MAX_TXS or self._bytes + len(raw) > MAX_BYTES:
             raise Unavailable("the node has too many waiting transactions; try again in a second")
-        if self._per_sender[entry.sender] >= MAX_PER_SENDER:
+        if (
+            self._per_sender[entry.sender] >= MAX_PER_SENDER
+            or self._bytes_per_sender[entry.sender] + len(raw) > MAX_BYTES_PER_SENDER
+        ):
             raise Unavailable("this sender has too many waiting transactions; wait until they are final")
         self._pending[entry.id] = entry
         self._bytes += len(raw)
         self._per_sender[entry.sender] += 1
+        self._bytes_per_sender[entry.sender] += len(raw)
         return entry
 
     def fill(self, taken: Container[bytes], max_txs: int, max_bytes: int, time_ms: int) -> list[Pending]:
@@ -116,8 +122,9 @@ class Mempool:
         if entry:
             self._bytes -= len(entry.raw)
             self._per_sender[entry.sender] -= 1
+            self._bytes_per_sender[entry.sender] -= len(entry.raw)
             if not self._per_sender[entry.sender]:
-                del self._per_sender[entry.sender]
+                del self._per_sender[entry.sender], self._bytes_per_sender[entry.sender]
 
 
 def is_admissible(mempool: Mempool, raw: bytes, time_ms: int) -> Pending | None:

@@ -1,6 +1,7 @@
-"""The network file: where everything is. Which chains there are and the addresses of nodes, cloud and authority.
+"""The network file: where everything is. Which chains there are and the addresses of nodes, cloud and authorities.
 
-It carries no authority: keys and members stand in the genesis of each chain, whose hash the file pins.
+Keys and members of the chains and the authority that certifies people stand in the genesis of each chain, whose hash the file pins. Where
+several authorities issue attribute keys together, their keys and how many are needed stand here alone.
 """
 
 import tomllib
@@ -10,6 +11,7 @@ import msgspec
 import tomli_w
 
 from crypto.errors import Malformed
+from crypto.split import MAX_ISSUERS
 from protocol.genesis import Name
 from protocol.identity import ChainKind
 
@@ -40,10 +42,30 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: Hex32
 
 
-class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`authority` certifies people; it alone issues attribute keys, too, unless `authorities` are named, any `authority_threshold` of which
+    do so together."""
+
     chains: dict[ChainKind, ChainAddresses]
     cloud: Service
     authority: Service
+    authorities: dict[Name, Service] = {}
+    authority_threshold: int = 1
+
+    def __post_init__(self) -> None:
+        count = len(self.authorities)
+        if len({service.key for service in self.authorities.values()}) != count or count > MAX_ISSUERS:
+            raise ValueError(f"the authorities are at most {MAX_ISSUERS}, each with a key of its own")
+        if not ((count == 0 and self.authority_threshold == 1) or 2 <= self.authority_threshold <= count):
+            raise ValueError("of several authorities, 2 to all are needed (authority_threshold); of one, 1")
+        if count and self.authority not in self.authorities.values():
+            raise ValueError("the authority that certifies people is one of those that issue keys")
+
+    @property
+    def issuers(self) -> list[tuple[str, Service]]:
+        """Who issues attribute keys, with a name, in the order of their keys: that of their shares."""
+        named = self.authorities or {"authority": self.authority}
+        return sorted(named.items(), key=lambda entry: entry[1].key)
 
 
 def to_toml(network: Network) -> str:

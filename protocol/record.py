@@ -15,7 +15,7 @@ import msgspec
 
 from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
 from crypto.errors import Unauthentic
-from crypto.sign import SigningKey, domain_tag, verify
+from crypto.sign import Ed25519Signer, domain_tag, verify
 from protocol.identity import SignedCredential, SignedTicket
 
 MAX_PARTS = 4096
@@ -53,7 +53,7 @@ class SealedPart(Wire, frozen=True):
     wrapped_key: Annotated[bytes, msgspec.Meta(max_length=256)]
 
 
-class Envelope(Wire, frozen=True):
+class Envelope(Wire, frozen=True, tag="envelope/1"):
     """An access class of one record version: who may open it (`policy`), the CP-ABE `header` that carries the class key,
     the parts whose keys the class key wraps, and the extracted signature over just these parts (without its tags, which
     travel inside the parts)."""
@@ -67,7 +67,7 @@ class Envelope(Wire, frozen=True):
     extract: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
 
 
-class View(Wire, frozen=True):
+class View(Wire, frozen=True, tag="view/1"):
     """What one chain's index points at: the envelopes of a record version that readers on this chain may fetch."""
 
     chain_id: Short
@@ -86,7 +86,7 @@ class View(Wire, frozen=True):
         return digest("view-commit", encode(self))
 
 
-class Index(Wire, frozen=True):
+class Index(Wire, frozen=True, tag="index/1"):
     """The index entry that goes encrypted onto a chain: the address and the patient's signature on it (eqs. 6, 7)."""
 
     chain_id: Short
@@ -96,7 +96,7 @@ class Index(Wire, frozen=True):
     signature: Bytes64
 
     @classmethod
-    def make(cls, view: View, patient: SigningKey) -> "Index":
+    def make(cls, view: View, patient: Ed25519Signer) -> "Index":
         unsigned = cls(view.chain_id, view.record, view.version, view.address, bytes(64))
         return msgspec.structs.replace(unsigned, signature=patient.sign("index", unsigned._payload()))
 
@@ -118,12 +118,12 @@ class UploadBody(Wire, frozen=True):
     time_ms: UInt
 
 
-class Upload(Wire, frozen=True):
+class Upload(Wire, frozen=True, tag="upload/1"):
     body: UploadBody
     signature: Bytes64
 
     @classmethod
-    def make(cls, body: UploadBody, patient: SigningKey) -> "Upload":
+    def make(cls, body: UploadBody, patient: Ed25519Signer) -> "Upload":
         return cls(body, patient.sign("upload", encode(body)))
 
     def verify(self) -> None:
@@ -132,7 +132,7 @@ class Upload(Wire, frozen=True):
         verify(subject, "upload", encode(self.body), self.signature, "the upload")
 
 
-class UploadReceipt(Wire, frozen=True):
+class UploadReceipt(Wire, frozen=True, tag="upload-receipt/1"):
     """The cloud's word that the views and all they need are on its disk."""
 
     addresses: tuple[Bytes32, ...]
@@ -141,7 +141,7 @@ class UploadReceipt(Wire, frozen=True):
     signature: Bytes64
 
     @classmethod
-    def make(cls, upload: Upload, time_ms: int, cloud: SigningKey) -> "UploadReceipt":
+    def make(cls, upload: Upload, time_ms: int, cloud: Ed25519Signer) -> "UploadReceipt":
         addresses, digest_ = tuple(v.address for v in upload.body.views), digest("upload", encode(upload))
         return cls(
             addresses, digest_, time_ms, cloud.sign("upload-receipt", encode((addresses, digest_, time_ms)))
@@ -168,12 +168,12 @@ class DownloadBody(Wire, frozen=True):
     nonce: Bytes16
 
 
-class Download(Wire, frozen=True):
+class Download(Wire, frozen=True, tag="download/1"):
     body: DownloadBody
     signature: Bytes64
 
     @classmethod
-    def make(cls, body: DownloadBody, requester: SigningKey) -> "Download":
+    def make(cls, body: DownloadBody, requester: Ed25519Signer) -> "Download":
         return cls(body, requester.sign("download", encode(body)))
 
     def verify(self) -> None:
@@ -181,7 +181,7 @@ class Download(Wire, frozen=True):
         verify(self.body.requester, "download", encode(self.body), self.signature, "the download request")
 
 
-class DownloadHead(Wire, frozen=True):
+class DownloadHead(Wire, frozen=True, tag="download-head/1"):
     """The head of an answer; the raw bytes of `blobs` follow in this order."""
 
     view: View

@@ -4,13 +4,14 @@ Signed over chain id, sender, nonce, expiry and action; valid on that chain only
 only until it expires, and refuses an id it has taken before.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
+from crypto.dkg import Complaint, Dealing
 from crypto.errors import Denied, Malformed
-from crypto.sign import SigningKey, verify
+from crypto.sign import Ed25519Signer, verify
 from protocol.block import MAX_TX, Committee
 from protocol.genesis import Genesis, Member, check_members
 from protocol.identity import Purpose, SignedCredential
@@ -29,6 +30,11 @@ class Rule(Wire, frozen=True):
     purposes: Annotated[tuple[Purpose, ...], msgspec.Meta(max_length=8)]
     until_ms: UInt | None
     deny: Annotated[tuple[Bytes32, ...], msgspec.Meta(max_length=256)]
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes."""
+        return digest("rule", encode(self))
 
 
 class Certify(Wire, frozen=True, tag="identity.certify"):
@@ -61,7 +67,7 @@ class ChangeMembers(Wire, frozen=True, tag="members.change"):
     def __post_init__(self) -> None:
         check_members(self.members)
 
-    def approve(self, genesis: Genesis, admin: SigningKey) -> "ChangeMembers":
+    def approve(self, genesis: Genesis, admin: Ed25519Signer) -> "ChangeMembers":
         """The same with the approval of one more admin; `Denied` if the key is not one."""
         if admin.public not in genesis.admins:
             raise Denied("this key is not among the admins that the genesis names")
@@ -109,7 +115,8 @@ class Attest(Wire, frozen=True, tag="record.attest"):
 
 class Publish(Wire, frozen=True, tag="record.publish"):
     """The patient puts a version of a record's index on chain (eqs. 6-9): `commit` names the view, `sealed_index` is the
-    encrypted address, `rule` says who may have it. Versions grow by one."""
+    address, encrypted to the chain's index key for this very record, version and rule (`protocol.index_key`), `rule` says who may have
+    it. Versions grow by one."""
 
     record: Bytes16
     version: UInt
@@ -125,7 +132,28 @@ class Request(Wire, frozen=True, tag="access.request"):
     purpose: Purpose
 
 
-Action = Certify | Revoke | ChangeMembers | Attest | Publish | Request
+class Deal(Wire, frozen=True, tag="index.deal"):
+    """A member deals its part of the index key, in a round of `protocol.index_key`."""
+
+    round: UInt
+    dealing: Dealing
+
+
+class Judge(Wire, frozen=True, tag="index.judge"):
+    """A member has opened its pieces of the round's dealings and proves which are wrong; most often none."""
+
+    round: UInt
+    complaints: Annotated[tuple[Complaint, ...], msgspec.Meta(max_length=MAX_MEMBERS)]
+
+
+class Close(Wire, frozen=True, tag="index.close"):
+    """A member says that the deadline of this phase of the round has passed."""
+
+    round: UInt
+    phase: Literal["dealing", "judging"]
+
+
+Action = Certify | Revoke | ChangeMembers | Attest | Publish | Request | Deal | Judge | Close
 
 
 class TxBody(Wire, frozen=True):
@@ -136,12 +164,14 @@ class TxBody(Wire, frozen=True):
     action: Action
 
 
-class Tx(Wire, frozen=True):
+class Tx(Wire, frozen=True, tag="tx/1"):
     body: TxBody
     signature: Bytes64
 
     @classmethod
-    def make(cls, chain_id: str, sender: SigningKey, nonce: bytes, expires_ms: int, action: Action) -> "Tx":
+    def make(
+        cls, chain_id: str, sender: Ed25519Signer, nonce: bytes, expires_ms: int, action: Action
+    ) -> "Tx":
         body = TxBody(chain_id, sender.public, nonce, expires_ms, action)
         return cls(body, sender.sign("tx", encode(body)))
 

@@ -137,9 +137,16 @@ def test_one_module_knows_the_transport():
     assert [name_of(p) for p in [*MODULES, ROOT / "run_node.py"] if roots(p) & TRANSPORT] == ["node/p2p.py"]
 
 
-def test_the_pairing_libraries_are_known_to_one_folder_alone():
+def test_the_pairing_libraries_are_known_to_one_folder_alone_and_draw_no_randomness():
     known = [path for path in MODULES if roots(path) & PAIRING]
     assert known
+    attributes = {
+        n.attr
+        for path in known
+        for n in ast.walk(ast.parse(path.read_text()))
+        if isinstance(n, ast.Attribute)
+    }
+    assert not attributes & {"random", "setByCSPRNG", "hash"}
     assert {path.parent for path in known} == {ROOT / "crypto" / "pairing"}
 
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import httpx2
 
-from client.chain import TX_LIFETIME_MS, checked, now_ms
+from client.chain import TX_LIFETIME_MS, checked, http_client, now_ms
 from client.chaos.history import Acknowledged, FinalBlock, History, NoAnswer, Seen, Submitted
-from configs.http import Client
 from crypto.codec import encode
 from crypto.errors import Conflict, DiptychError, NotFound, Unavailable
 from crypto.sign import SigningKey
@@ -47,7 +46,7 @@ class ChainLoad:
         self._doctors = [SigningKey.generate() for _ in range(clients)]
         people: list[tuple[SigningKey, Role]] = [(self._patient, "patient")]
         people += [(doctor, "doctor") for doctor in self._doctors]
-        with Client(WATCH_TIMEOUT_S + ATTEMPT_S) as http:
+        with http_client(WATCH_TIMEOUT_S + ATTEMPT_S) as http:
             for key, role in people:
                 now = now_ms()
                 credential = Credential(key.public, role, (), key.public, None, now - 60_000, now + DAY_MS)
@@ -114,7 +113,7 @@ class ChainLoad:
     # --- one client ---------------------------------------------------------------------------------------------------------
 
     def _send(self, doctor: SigningKey, rng: random.Random, pause_s: float) -> None:
-        with Client(WATCH_TIMEOUT_S + ATTEMPT_S) as http:
+        with http_client(WATCH_TIMEOUT_S + ATTEMPT_S) as http:
             while not self._no_new.is_set():
                 attest = Attest(rng.randbytes(16), self._patient.public, rng.randbytes(32))
                 tx = self._tx(doctor, rng.randbytes(16), attest)
@@ -158,7 +157,7 @@ class ChainLoad:
     # --- one node's watcher -------------------------------------------------------------------------------------------------
 
     def _watch(self, node: str, url: str) -> None:
-        with Client(WATCH_TIMEOUT_S) as http:
+        with http_client(WATCH_TIMEOUT_S) as http:
             while not self._over.wait(WATCH_S):
                 try:
                     s = checked(http.get(f"{url}/v1/status")).json()
@@ -180,7 +179,7 @@ class ChainLoad:
 
     def _blocks(self, url: str, to: int) -> list[FinalBlock] | None:
         blocks = []
-        with Client(WATCH_TIMEOUT_S) as http:
+        with http_client(WATCH_TIMEOUT_S) as http:
             for height in range(1, to + 1):
                 try:
                     answer = checked(http.get(f"{url}/v1/block/{height}")).json()

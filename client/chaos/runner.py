@@ -18,7 +18,7 @@ from typing import Protocol
 import httpx2
 import msgspec
 
-from client.chain import checked
+from client.chain import checked, http_client
 from client.chaos.history import History, Injected, Verdict, judge
 from client.chaos.load import ChainLoad
 from client.chaos.scenario import (
@@ -42,7 +42,6 @@ from client.chaos.scenario import (
 )
 from configs.faults import Link, NodeFaults
 from configs.files import load_network
-from configs.http import Client
 from configs.settings import NodeSettings
 from crypto.errors import DiptychError, Unavailable
 from crypto.sign import SigningKey
@@ -131,7 +130,7 @@ class _Runner:
         self._rng = random.Random(f"{scenario.seed}/faults")  # noqa: S311 - a reproducible schedule, no secrets
         self._started = time.monotonic()
         self._history = History()
-        self._http = Client(ORDER_TIMEOUT_S)
+        self._http = http_client(ORDER_TIMEOUT_S)
         self._active: list[_Active] = []
         self._orders: dict[str, NodeFaults] = {}
         self._untold: dict[str, str] = {}

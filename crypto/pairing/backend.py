@@ -126,8 +126,12 @@ def self_test(backend: Backend) -> None:
 def _test_curve(name: str, curve: Curve, case: _Case) -> None:
     encoded, g = case.generator, curve.generator
     _check(curve.encode([g]) == [encoded], f"the generator of {name}")
-    _check(curve.equal(curve.decode(encoded, True), g), f"decoding of {name}")
-    p = sums = g
+    negated = bytes([encoded[0] ^ LARGER_Y]) + encoded[1:]
+    _check(curve.encode([curve.negate(g)]) == [negated], f"the encoding of {name}")
+    for in_group in (True, False):
+        _check(curve.equal(curve.decode(encoded, in_group), g), f"decoding of {name}")
+        _check(curve.equal(curve.decode(negated, in_group), curve.negate(g)), f"decoding of {name}")
+    sums = g
     for bit in bin(_SCALAR)[3:]:
         sums = curve.add(sums, sums)
         if bit == "1":
@@ -141,10 +145,14 @@ def _test_curve(name: str, curve: Curve, case: _Case) -> None:
     wanted = [curve.add(*(curve.multiply(point, scalar) for point, scalar in row)) for row in rows]
     combined = curve.combine(rows) + curve.combine(rows[:1])
     _check(curve.encode(combined) == curve.encode([*wanted, wanted[0]]), f"multi-exponentiation in {name}")
-    for x, what in ((case.outside, "outside its group"), (case.no_point, "off the curve")):
-        data = bytes([COMPRESSED]) + x.to_bytes(len(encoded) - 1, "big")
+    for x, what in (
+        (case.outside, "outside its group"),
+        (case.no_point, "off the curve"),
+        (FIELD + case.outside, "whose coordinates are not canonical"),
+    ):
+        data = x.to_bytes(len(encoded), "big")
         try:
-            curve.decode(data, True)
+            curve.decode(bytes([data[0] | COMPRESSED]) + data[1:], True)
         except ValueError:
             continue
         raise Broken(f"{name} takes points {what}")

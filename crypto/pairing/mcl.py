@@ -1,12 +1,13 @@
 """mcl through its C interface (mcl/bn.h, version 3.04), which the shared object of pymcl exports beside its Python methods.
 
 The Python methods take one point a call and hold the interpreter's lock; the C functions multiply many points at once
-(with AVX-512 sixteen in the time of five), multiply pairings before the one final exponentiation, and set the lock
+(with AVX-512 sixteen in the time of five), multiply pairings before the one final exponentiation, and may set the lock
 free while they work. `crypto.pairing.mcl_plain` is the same library without them.
 
 Elements are `bytes` as mcl lays them out in memory: x, y, z of a Jacobian point (z of the identity is 0), each
 coordinate little-endian in Montgomery form, which for a number v is v * 2**384 mod FIELD, for a scalar s is
-s * 2**256 mod ORDER. The lengths that C cannot check are checked here.
+s * 2**256 mod ORDER. C reads as many bytes as a point of the group has: `crypto.group` lets points of one kind only
+come together.
 """
 
 import ctypes
@@ -39,10 +40,9 @@ _WORTH_A_BLOCK = 6
 _HAS_BLOCKS = "_ZN3mcl3EcTINS_3FpTILi0ELm384EEEE11mulEachOptiE"
 """mcl's pointer to its AVX-512 code, null on a processor without it."""
 
-_quick = ctypes.PyDLL(
-    pymcl._pymcl.__file__
-)  # keeps the interpreter's lock: for what takes about a microsecond
-_long = ctypes.CDLL(pymcl._pymcl.__file__)  # sets it free
+# The first keeps the interpreter's lock, for calls below some 100 us; the second sets it free.
+_quick = ctypes.PyDLL(pymcl._pymcl.__file__)
+_long = ctypes.CDLL(pymcl._pymcl.__file__)
 
 
 def _function(library: ctypes.CDLL, name: str, *arguments: Any, result: Any = ctypes.c_int) -> Any:

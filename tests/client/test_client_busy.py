@@ -16,6 +16,7 @@ from protocol.contract import Receipt
 from protocol.genesis import Genesis, Member
 from protocol.network import ChainAddresses, NodeAddress
 from protocol.tx import Request, decode_tx
+from tests.dealer import share_point
 
 KEY = SigningKey(b"k" * 32)
 
@@ -64,9 +65,10 @@ def connect() -> Iterator[Callable[..., ChainClient]]:
     def make(*servers: Server) -> ChainClient:
         names = [f"n{i}" for i in range(len(servers))]
         members = tuple(
-            Member(n, SigningKey(bytes([i + 1]) * 32).public, f"p{i}") for i, n in enumerate(names)
+            Member(n, SigningKey(bytes([i + 1]) * 32).public, f"p{i}", share_point(i))
+            for i, n in enumerate(names)
         )
-        genesis = Genesis("diptych/1/storage/x", "storage", "bft", members, bytes(32), bytes(32), 0)
+        genesis = Genesis("diptych/1/storage/x", "storage", "bft", members, bytes(32), 0)
         nodes = {n: NodeAddress("127.0.0.1:1", s.url) for n, s in zip(names, servers, strict=True)}
         made.extend([*servers, ChainClient(genesis, ChainAddresses("g", "0" * 64, nodes))])
         client = made[-1]

@@ -9,10 +9,14 @@ from crypto.errors import Malformed
 from crypto.sign import SigningKey
 from protocol.block import Committee
 from protocol.genesis import Genesis, Member
+from tests.dealer import share_point
 
 NAMES = [f"storage-{i}" for i in range(1, 5)]
-MEMBERS = tuple(Member(n, SigningKey(bytes([i]) * 32).public, f"p{i}") for i, n in enumerate(NAMES, 1))
-GENESIS = Genesis("diptych/1/storage/x", "storage", "bft", MEMBERS, bytes(32), bytes(32), 0)
+MEMBERS = tuple(
+    Member(n, SigningKey(bytes([i]) * 32).public, f"p{i}", share_point(i)) for i, n in enumerate(NAMES, 1)
+)
+GENESIS = Genesis("diptych/1/storage/x", "storage", "bft", MEMBERS, bytes(32), 0)
+INDEX_KEY = {"public": "cc", "holds_share": True, "phase": None, "waits_for": []}
 COMMITTEE = Committee(GENESIS)
 SILENT = {"error": "does not answer", "url": "http://127.0.0.1:1"}
 
@@ -35,6 +39,7 @@ def status(name: str, **changes: Any) -> dict[str, Any]:
         "no_nullify_from": NAMES,
         "halted": None,
         "alarm": None,
+        "index_key": INDEX_KEY,
     }
     return healthy | changes
 
@@ -100,8 +105,36 @@ def test_a_node_far_behind_is_named():
     assert said[0] == "storage-4 is behind and catching up with height 900"
 
 
+def test_an_index_key_in_the_making_says_whom_it_waits_for():
+    making = INDEX_KEY | {
+        "public": None,
+        "holds_share": False,
+        "phase": "dealing",
+        "waits_for": ["storage-2"],
+    }
+    said = diagnose(COMMITTEE, [status(n, index_key=making) for n in NAMES])
+    assert said[-1] == "makes its index key: waits for storage-2 (dealing)"
+    again = INDEX_KEY | {"phase": "judging", "waits_for": NAMES[2:]}
+    said = diagnose(COMMITTEE, [status(n, index_key=again) for n in NAMES])
+    assert said[-1] == "re-shares its index key: waits for storage-3 and storage-4 (judging)"
+
+
+def test_a_node_without_a_share_of_the_index_key_is_named():
+    without = status(NAMES[1], index_key=INDEX_KEY | {"holds_share": False})
+    said = diagnose(COMMITTEE, [status(NAMES[0]), without, *(status(n) for n in NAMES[2:])])
+    assert said[-1].startswith("storage-2 cannot help to open index entries")
+
+
 @pytest.mark.parametrize(
-    "change", [{"peers": None}, {"height": "x"}, {"since_final_s": []}, {"nullified_by": 3, "mempool": 1}]
+    "change",
+    [
+        {"index_key": None},
+        {"index_key": {}},
+        {"peers": None},
+        {"height": "x"},
+        {"since_final_s": []},
+        {"nullified_by": 3, "mempool": 1},
+    ],
 )
 def test_a_status_in_another_form_is_refused(change):
     with pytest.raises(Malformed, match="agreed form"):

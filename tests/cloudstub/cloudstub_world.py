@@ -32,6 +32,7 @@ from protocol.record import (
     View,
     decode_download_head,
 )
+from tests.dealer import share_point
 
 NOW = 1_760_000_000_000
 CHAINS = ("storage-1", "sharing-1")
@@ -45,6 +46,7 @@ def key(name: str) -> SigningKey:
 AUTHORITY, CLOUD, PATIENT, OTHER_PATIENT, READER = (
     key(n) for n in ("authority", "cloud", "patient", "other-patient", "reader")
 )
+
 NODES = {chain: [key(f"{chain}-node-{i}") for i in range(4)] for chain in CHAINS}
 
 
@@ -57,8 +59,10 @@ class Clock:
 
 
 def committee(chain: str) -> Callable[[int], Committee]:
-    members = tuple(Member(f"n{i}", node.public, f"peer-{i}") for i, node in enumerate(NODES[chain]))
-    fixed = Committee(Genesis(chain, "storage", "bft", members, AUTHORITY.public, bytes(32), NOW))
+    members = tuple(
+        Member(f"n{i}", node.public, f"peer-{i}", share_point(i)) for i, node in enumerate(NODES[chain])
+    )
+    fixed = Committee(Genesis(chain, "storage", "bft", members, AUTHORITY.public, NOW))
     assert fixed.quorum == QUORUM
     return lambda epoch: fixed
 

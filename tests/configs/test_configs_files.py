@@ -1,22 +1,26 @@
 """Files of daemons and clients: whole or not there, for their owner's eyes, and errors that name the file."""
 
+import hashlib
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from configs import files
-from configs.files import load_network, passphrase_from, read, read_key, read_text, write, write_key
+from configs.files import change_passphrase, load_network, read, read_key, read_text, write, write_key
+from crypto import keyfile
 from crypto.errors import Conflict, Denied, Malformed, NotFound
 from crypto.sign import SigningKey
 from protocol import genesis, network
 from protocol.genesis import Genesis, Member
 from protocol.network import ChainAddresses, Network, NodeAddress, Service
+from tests.dealer import share_point
 
-MEMBERS = (Member("n1", SigningKey(bytes(32)).public, "peer-1"),)
-STORAGE = Genesis("storage/x", "storage", "bft", MEMBERS, bytes(32), bytes(32), 0)
+MEMBERS = (Member("n1", SigningKey(bytes(32)).public, "peer-1", share_point(0)),)
+STORAGE = Genesis("storage/x", "storage", "bft", MEMBERS, bytes(32), 0)
 SHARING = msgspec.structs.replace(STORAGE, chain_id="sharing/x", kind="sharing")
 
 
@@ -108,27 +112,105 @@ def test_a_wrong_or_missing_passphrase_names_the_file_and_shows_no_secret(tmp_pa
         read_key(path)
 
 
-# --- the passphrase command --------------------------------------------------------------------------------------------
+# --- a new passphrase --------------------------------------------------------------------------------------------------
 
 
-def test_the_passphrase_is_what_the_command_prints_without_the_line_end():
-    assert passphrase_from("printf 'correct horse \\r\\n'") == b"correct horse "
-    assert passphrase_from(None) is None
-    assert passphrase_from("") is None
+def key_files(folder: Path, passphrase: bytes | None) -> list[Path]:
+    paths = [folder / f"{name}.key" for name in "abc"]
+    for path in paths:
+        write_key(path, path.name.encode(), passphrase)
+    return paths
 
 
-@pytest.mark.parametrize("command", ["exit 3", "true", "echo", "echo leak >&2; false", "/no/such/program"])
-def test_a_passphrase_command_that_fails_or_prints_nothing_is_refused_without_its_output(command):
-    with pytest.raises(Denied, match="passphrase command failed") as caught:
-        passphrase_from(command)
-    assert "leak" not in str(caught.value)
+def opens_with(path: Path, *passphrases: bytes | None) -> list[bytes | None]:
+    """Those of `passphrases` that open the file to its right secret."""
+    found = []
+    for passphrase in passphrases:
+        with suppress(Denied):
+            assert read_key(path, passphrase) == path.name.encode()
+            found.append(passphrase)
+    return found
 
 
-def test_a_passphrase_command_that_hangs_is_given_up(monkeypatch):
-    run = files.subprocess.run
-    monkeypatch.setattr(files.subprocess, "run", lambda *a, **k: run(*a, **{**k, "timeout": 0.05}))
-    with pytest.raises(Denied, match="did not end"):
-        passphrase_from("exec sleep 30")
+@pytest.fixture
+def _quick_kdf(monkeypatch):
+    """A key derivation that costs nothing, for tests that open many files."""
+
+    class Quick:
+        def __init__(self, *, salt: bytes, **_: int) -> None:
+            self._salt = salt
+
+        def derive(self, passphrase: bytes) -> bytes:
+            return hashlib.sha256(self._salt + passphrase).digest()
+
+    monkeypatch.setattr(keyfile, "Argon2id", Quick)
+
+
+@pytest.mark.usefixtures("_quick_kdf")
+@pytest.mark.parametrize(("old", "new"), [(b"old", b"new"), (None, b"new"), (b"old", None)])
+def test_a_changed_passphrase_opens_the_same_keys_and_the_old_one_no_more(tmp_path, old, new):
+    paths = key_files(tmp_path, old)
+    assert change_passphrase(paths, old, new) == 3
+    assert [opens_with(path, old, new) for path in paths] == [[new]] * 3
+    assert {mode_of(path) for path in paths} == {0o600}
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.usefixtures("_quick_kdf")
+def test_a_wrong_old_passphrase_changes_no_file(tmp_path):
+    paths = key_files(tmp_path, b"old")
+    write_key(tmp_path / "other.key", b"other", b"another")
+    before = [path.read_bytes() for path in paths]
+    with pytest.raises(Denied, match=r"a\.key: the passphrase does not open"):
+        change_passphrase(paths, b"wrong", b"new")
+    with pytest.raises(Denied, match=r"other\.key"):
+        change_passphrase([*paths, tmp_path / "other.key"], b"old", b"new")
+    with pytest.raises(Malformed, match="empty"):
+        change_passphrase(paths, b"old", b"")
+    assert [path.read_bytes() for path in paths] == before
+
+
+@pytest.mark.usefixtures("_quick_kdf")
+@pytest.mark.parametrize("crash_at", range(6))
+def test_a_crash_at_any_write_leaves_every_key_whole_and_doing_it_again_finishes(
+    tmp_path, monkeypatch, crash_at
+):
+    """Each of the three files is opened for writing and renamed; the crash comes at one of the six."""
+    paths, steps = key_files(tmp_path, b"old"), iter(range(100))
+
+    class Crash(BaseException):
+        pass
+
+    def crashing(act):
+        def step(*words):
+            if next(steps) == crash_at:
+                raise Crash
+            return act(*words)
+
+        return step
+
+    fdopen, replace = os.fdopen, os.replace
+    monkeypatch.setattr(files.os, "fdopen", crashing(fdopen))
+    monkeypatch.setattr(files.os, "replace", crashing(replace))
+    with pytest.raises(Crash):
+        change_passphrase(paths, b"old", b"new")
+    monkeypatch.setattr(files.os, "fdopen", fdopen)
+    monkeypatch.setattr(files.os, "replace", replace)
+    for path in paths:
+        assert len(opens_with(path, b"old", b"new")) == 1
+    changed = sum(opens_with(path, b"new") == [b"new"] for path in paths)
+    assert change_passphrase(paths, b"old", b"new") == 3 - changed
+    assert [opens_with(path, b"old", b"new") for path in paths] == [[b"new"]] * 3
+    assert change_passphrase(paths, b"old", b"new") == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root writes files for others")
+def test_an_administrator_who_replaces_a_daemons_file_leaves_it_to_the_daemon(tmp_path):
+    path = tmp_path / "x.key"
+    write_key(path, b"secret", b"old")
+    os.chown(path, 1234, 5678)
+    change_passphrase([path], b"old", b"new")
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 5678)
 
 
 # --- network and genesis files -----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from configs.settings import AuthoritySettings, CloudSettings, NodeSettings, Pairing
+from configs.settings import AuthoritySettings, CloudSettings, NetworkSettings, NodeSettings, Pairing
 from crypto.errors import Malformed, NotFound
 from crypto.group import BACKENDS
 
@@ -142,3 +142,55 @@ def test_every_pairing_library_can_be_preferred_and_no_other(path, monkeypatch):
     monkeypatch.setenv("DIPTYCH_PAIRING", "pbc")
     with pytest.raises(Malformed, match="pairing"):
         NodeSettings.load(path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "authorities", "threshold"),
+    [
+        ("", 1, 1),
+        ("authorities = 2", 2, 2),
+        ("authorities = 3", 3, 2),
+        ("authorities = 4", 4, 3),
+        ("authorities = 5\nauthority_threshold = 2", 5, 2),
+    ],
+)
+def test_a_new_network_needs_a_majority_of_its_authorities_unless_it_says_otherwise(
+    tmp_path, lines, authorities, threshold
+):
+    (tmp_path / "shape.toml").write_text(lines)
+    shape = NetworkSettings.load(tmp_path / "shape.toml")
+    assert (shape.authorities, shape.threshold) == (authorities, threshold)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "authorities = 0",
+        "authorities = 33",
+        "authorities = 3\nauthority_threshold = 1",
+        "authorities = 3\nauthority_threshold = 4",
+        "authority_threshold = 2",
+        'authorities = 3\nscheme = "fame"',
+    ],
+)
+def test_a_new_network_with_authorities_that_cannot_issue_keys_together_is_refused(tmp_path, lines):
+    (tmp_path / "shape.toml").write_text(lines)
+    with pytest.raises(Malformed, match="authorit"):
+        NetworkSettings.load(tmp_path / "shape.toml")
+
+
+def test_a_daemon_signs_by_its_command_and_takes_its_passphrase_from_one_place(path, monkeypatch):
+    monkeypatch.setenv("DIPTYCH_SIGNER_COMMAND", "ssh vault sign")
+    monkeypatch.setenv("DIPTYCH_PASSPHRASE_FD", "3")
+    settings = NodeSettings.load(path)
+    assert (settings.signer_command, settings.passphrase_fd) == ("ssh vault sign", 3)
+    monkeypatch.setenv("DIPTYCH_PASSPHRASE_FD", "-1")
+    with pytest.raises(Malformed, match="passphrase_fd"):
+        NodeSettings.load(path)
+
+
+def test_a_passphrase_itself_is_no_setting_and_is_not_repeated_in_the_refusal(path):
+    path.write_text(FILE + 'passphrase = "hunter2"')
+    with pytest.raises(Malformed, match="passphrase: ") as caught:
+        NodeSettings.load(path)
+    assert "hunter2" not in str(caught.value)

@@ -5,6 +5,8 @@ import hashlib
 import itertools
 import json
 import os
+import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -252,6 +254,42 @@ def test_a_table_is_made_only_for_what_is_multiplied_often():
         assert bool(base._table._places) == (k > group._WORTH_A_TABLE)
 
 
+@pytest.fixture
+def no_forced_turns():
+    """Threads take turns only where one sets the interpreter's lock free by itself."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("work", ["pairings", "multiplications", "multi-exponentiation"])
+def test_other_threads_run_while_mcl_is_at_long_work(no_forced_turns, work):
+    library, count = LIBRARIES["mcl"], 1600
+    g1, g2 = library.g1.generator * count, library.g2.generator * count
+    buffer, scalars = ctypes.create_string_buffer(g1), bytes(range(1, 33)) * count
+    calls = {
+        "pairings": lambda: library._miller(ctypes.create_string_buffer(576), g1, g2, count),
+        "multiplications": lambda: library.g1._mul_each(buffer, scalars, count),
+        "multi-exponentiation": lambda: library.g2._mul_vec(
+            ctypes.create_string_buffer(288), g2, scalars, count
+        ),
+    }
+    call, begun, done = calls[work], threading.Event(), threading.Event()
+
+    def compute():
+        begun.set()
+        call()
+        done.set()
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    begun.wait()
+    turns_before_the_end = [not done.is_set() for _ in range(100)]
+    thread.join()
+    assert all(turns_before_the_end)
+
+
 # --- headers and keys of one under the other ---
 
 A, B, C = "has:a", "has:b", "has:c"
@@ -384,6 +422,12 @@ def test_points_of_one_group_are_not_added_to_those_of_the_other():
         group.pairing_product([(group.G2_GENERATOR, group.G1_GENERATOR)])
     with pytest.raises(TypeError):
         G1.encode([group.G1_GENERATOR, group.G2_GENERATOR])
+    for one, other in ((group.G1_GENERATOR, G2), (group.G2_GENERATOR, G1)):
+        for row in ([(one, 1), (one, 1)], [(one, 5)], [(one, 5), (one, 6)]):
+            with pytest.raises(TypeError):
+                other.combine([row])
+        with pytest.raises(TypeError):
+            group.gt_generator() * one
     assert group.G1_GENERATOR != group.G2_GENERATOR
 
 
@@ -453,6 +497,10 @@ def checks_nothing(found):
     return lambda data, _: found(data, False)
 
 
+def forgets_the_sign(found):
+    return lambda points: [bytes([data[0] & ~0x20]) + data[1:] for data in found(points)]
+
+
 def other_tag(found):
     return lambda message, dst: found(message, dst + b"!")
 
@@ -473,7 +521,7 @@ BREAKAGES = [
     *((part, "equal", wrong) for part in ("g1", "g2") for wrong in (says_yes, says_no)),
     *((part, "is_identity", wrong) for part in ("g1", "g2") for wrong in (says_yes, says_no)),
     *((part, "decode", wrong) for part in ("g1", "g2") for wrong in (checks_nothing, crashes)),
-    *((part, "encode", crashes) for part in ("g1", "g2")),
+    *((part, "encode", wrong) for part in ("g1", "g2") for wrong in (crashes, forgets_the_sign)),
     (None, "hash_to_g1", other_tag),
     (None, "pairing_product", first_pair_only),
     (None, "pairing_product", crashes),

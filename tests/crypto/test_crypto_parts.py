@@ -1,5 +1,7 @@
-"""Sealed parts and wrapped keys, seen by who tampers with them, moves them, or seals something hostile."""
+"""Sealed parts and wrapped keys, seen by who measures them, tampers with them, moves them, or seals something hostile."""
 
+import json
+import math
 import tracemalloc
 
 import pytest
@@ -17,12 +19,13 @@ KEY, RECORD, TAG = b"k" * 32, b"R" * 16, b"t" * 32
 
 def sealed_by_hand(plaintext: bytes) -> bytes:
     """What a hostile holder of the key can seal: any plaintext at part 3 of RECORD in version 7."""
-    context = encode(("zstd+aes-256-gcm", RECORD, 3, 7))
+    context = encode(("zstd+padme+aes-256-gcm", RECORD, 3, 7))
     return b"\x01" + bytes(12) + AESGCM(KEY).encrypt(bytes(12), plaintext, context)
 
 
-def open_hostile(frame: bytes, limit: int = parts.MAX_MESSAGE) -> bytes:
-    return parts.open_part(KEY, RECORD, 3, 7, sealed_by_hand(TAG + frame), limit)[1]
+def open_hostile(frame: bytes, limit: int = parts.MAX_MESSAGE, after: bytes = b"") -> bytes:
+    plaintext = TAG + len(frame).to_bytes(4, "big") + frame + after
+    return parts.open_part(KEY, RECORD, 3, 7, sealed_by_hand(plaintext), limit)[1]
 
 
 @given(message=st.binary(max_size=2000), index=st.integers(0, 4095), version=st.integers(0, 2**63 - 1))
@@ -43,7 +46,45 @@ def test_the_format_is_pinned_to_the_documented_layout() -> None:
     frame = zstandard.ZstdCompressor().compress(b"hello" * 100)
     assert open_hostile(frame) == b"hello" * 100
     sealed = parts.seal_part(KEY, RECORD, 3, 7, TAG, b"hello" * 100, random=bytes)
-    assert sealed == sealed_by_hand(TAG + frame)
+    assert sealed == sealed_by_hand(TAG + (len(frame).to_bytes(4, "big") + frame).ljust(512, b"\0"))
+
+
+def sealed_size(message: bytes) -> int:
+    return len(parts.seal_part(KEY, RECORD, 3, 7, TAG, message))
+
+
+def test_the_size_of_a_short_part_does_not_tell_a_gender_a_year_or_whether_there_is_a_diagnosis() -> None:
+    diagnosis = {"resourceType": "Condition", "code": {"coding": [{"code": "44054006"}]}, "id": "d1"}
+    contents = [
+        {"fields": {}, "entries": []},
+        *({"fields": {"gender": gender}, "entries": []} for gender in ("male", "female", "other", "unknown")),
+        {"birthYear": "1964"},
+        {"birthYear": None},
+        {"fields": {}, "entries": [{"i": 7, "resource": diagnosis}]},
+    ]
+    assert {sealed_size(json.dumps(content).encode()) for content in contents} == {573}
+
+
+@given(st.integers(0, 60_000))
+def test_the_size_of_any_part_is_one_of_few_and_little_larger_than_it_must_be(size: int) -> None:
+    message = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    frame = zstandard.ZstdCompressor().compress(message) if message else b""
+    least = 4 + len(frame)
+    padded = sealed_size(message) - 1 - 12 - 32 - 16
+    assert padded == 512 or least <= padded <= least * 1.07
+    significant = padded.bit_length() - (padded & -padded).bit_length() + 1
+    assert significant <= math.floor(math.log2(math.log2(padded))) + 2, "few sizes: log2(log2(n)) bits"
+
+
+def test_what_stands_in_the_padding_or_overlaps_it_is_refused() -> None:
+    frame = zstandard.ZstdCompressor().compress(b"x" * 1000)
+    assert open_hostile(frame, after=bytes(100)) == b"x" * 1000
+    for after in (b"\1", bytes(100) + b"\1", b"\1" + bytes(100)):
+        with pytest.raises(Malformed, match="zeros"):
+            open_hostile(frame, after=after)
+    for plaintext in (TAG, TAG + bytes(3), TAG + (5).to_bytes(4, "big") + b"four", TAG + b"\xff" * 4 + frame):
+        with pytest.raises(Malformed, match="a frame"):
+            parts.open_part(KEY, RECORD, 3, 7, sealed_by_hand(plaintext))
 
 
 def test_a_part_moved_to_another_record_index_version_or_key_does_not_open() -> None:
@@ -146,12 +187,18 @@ def test_a_message_over_the_limit_is_not_sealed(monkeypatch: pytest.MonkeyPatch)
 def test_what_seals_to_more_than_the_cloud_stores_is_refused_on_both_sides(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sealed = parts.seal_part(KEY, RECORD, 3, 7, TAG, b"message")
-    monkeypatch.setattr(parts, "MAX_SEALED", len(sealed) - 1)
-    with pytest.raises(Malformed, match="when sealed"):
-        parts.seal_part(KEY, RECORD, 3, 7, TAG, b"message")
+    message = b"message"
+    sealed = parts.seal_part(KEY, RECORD, 3, 7, TAG, message)
+    least = 1 + 12 + 32 + 4 + len(zstandard.ZstdCompressor().compress(message)) + 16
+    monkeypatch.setattr(parts, "MAX_SEALED", least)
+    tight = parts.seal_part(KEY, RECORD, 3, 7, TAG, message)
+    assert len(tight) == least, "padded no further than the cloud stores"
+    assert parts.open_part(KEY, RECORD, 3, 7, tight) == (TAG, message)
     with pytest.raises(Malformed, match="more than"):
         parts.open_part(KEY, RECORD, 3, 7, sealed)
+    monkeypatch.setattr(parts, "MAX_SEALED", least - 1)
+    with pytest.raises(Malformed, match="when sealed"):
+        parts.seal_part(KEY, RECORD, 3, 7, TAG, message)
 
 
 def test_a_wrapped_key_has_60_bytes_and_unwraps_only_in_its_place() -> None:
@@ -176,7 +223,7 @@ def test_every_change_to_a_wrapped_key_is_unauthentic() -> None:
 
 
 def test_a_sealed_part_is_no_wrapped_key_even_under_the_same_key_and_place() -> None:
-    sealed = parts.seal_part(KEY, RECORD, 3, 7, b"p" * 32, b"")
+    sealed = sealed_by_hand(b"p" * 32)
     assert len(sealed[1:]) == parts.WRAPPED_BYTES
     with pytest.raises(Unauthentic):
         parts.unwrap_key(KEY, RECORD, 3, sealed[1:])

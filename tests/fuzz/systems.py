@@ -24,7 +24,6 @@ from client.cloud import _read_download, _Reader
 from client.diagnosis import diagnose
 from cloudstub.server import create_app as cloud_app
 from configs.faults import NodeFaults
-from configs.http import Client
 from crypto.codec import Decoder, encode
 from crypto.errors import DiptychError
 from node import daemon
@@ -576,7 +575,7 @@ def client_answered(data: bytes) -> None:
         )
         client = ChainClient(GENESIS, addresses)
         client.close()
-        client._http = Client(1.0, transport=httpx2.MockTransport(answer))
+        client._http = httpx2.Client(transport=httpx2.MockTransport(answer))
         client._members._asked = float("inf")  # whom it asks about the members has targets of its own
         key = bytes(32)
         asks: list[Callable[[], object]] = [

@@ -10,7 +10,6 @@ import httpx2
 from starlette.applications import Starlette
 
 from crypto.codec import encode
-from crypto.seal import SealKey
 from crypto.sign import SigningKey
 from node.api import create_app
 from node.daemon import Node
@@ -20,22 +19,26 @@ from node.tls import TlsNet, identity_of
 from protocol.genesis import Genesis, Member
 from protocol.network import NodeAddress
 from protocol.tx import Request, Tx
+from tests.dealer import deal, share_key, share_point
 
 TIMEOUT = 30
-AUTHORITY, INDEX_KEY = SigningKey(b"a" * 32), SealKey(b"i" * 32)
+AUTHORITY = SigningKey(b"a" * 32)
 
 
 class World:
-    """`size` members named n0, n1, ... with folders of their own; the started ones run until `stop`."""
+    """`size` members named n0, n1, ... with folders of their own; the started ones run until `stop`. A dealer has made the index key,
+    so that the chain stays empty until a test fills it, unless the members are to make it themselves."""
 
-    def __init__(self, folder: Path, size: int = 4, term_length: int = 4) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, size: int = 4, term_length: int = 4, makes_index_key: bool = False
+    ) -> None:
+        self.folder, self.makes_index_key = folder, makes_index_key
         self.keys = [SigningKey(bytes([i + 1]) * 32) for i in range(size)]
         self.seeds = [bytes([i + 101]) * 32 for i in range(size)]
         self.ports = free_ports(size)
         now = time.time_ns() // 1_000_000
         members = tuple(
-            Member(f"n{i}", key.public, identity_of(seed))
+            Member(f"n{i}", key.public, identity_of(seed), share_point(i))
             for i, (key, seed) in enumerate(zip(self.keys, self.seeds, strict=True))
         )
         self.genesis = Genesis(
@@ -44,7 +47,6 @@ class World:
             "bft",
             members,
             AUTHORITY.public,
-            INDEX_KEY.public,
             now,
             term_length=term_length,
         )
@@ -70,9 +72,11 @@ class World:
             f"n{k}": NodeAddress(f"127.0.0.1:{port}", "http://127.0.0.1:1")
             for k, port in enumerate(self.ports)
         }
-        return Node(
-            self.genesis, f"n{i}", keys, INDEX_KEY, transport, lambda: addresses, self.data(i), marker, rejoin
-        )
+        data, holder = self.data(i), share_key(i)
+        node = Node(self.genesis, f"n{i}", keys, holder, transport, lambda: addresses, data, marker, rejoin)
+        if not self.makes_index_key:
+            deal(self.genesis, node._ledger)
+        return node
 
     async def start(self, *numbers: int, rejoin: bool = False) -> None:
         for i in numbers or range(len(self.keys)):

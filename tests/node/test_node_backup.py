@@ -6,6 +6,7 @@ import itertools
 import sqlite3
 import stat
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -13,11 +14,17 @@ import pytest
 from node_world import World
 
 import node.backup
+from crypto.codec import encode
 from crypto.errors import Conflict, DiptychError, Malformed, NotFound, Unauthentic
 from node.backup import MANIFEST, Manifest, backup, restore
+from node.ledger import Ledger
 from node.prune import prune
 from node.store import JOURNAL, LEDGER, Store
-from protocol.block import decode_block
+from protocol.block import Block, Chain, decode_block
+from protocol.core import Effect, EpochEnded, Finalized, Restored, SaveBlock
+from protocol.epochs import Handover
+from protocol.genesis import Genesis
+from tests.simulation.cluster import Cluster, Disk, request_tx
 
 
 @pytest.fixture
@@ -217,10 +224,10 @@ async def test_votes_certificates_and_evidence_of_a_stranger_are_not_taken(world
     backup(world.data(0), saved, world.genesis, "n0", is_snapshot=True)
     rewrite(
         saved,
-        f"{JOURNAL}: INSERT INTO votes VALUES (99, 'notarize', x'00')",
-        f"{JOURNAL}: INSERT INTO certificates VALUES (99, 'notarize', x'00')",
+        f"{JOURNAL}: INSERT INTO votes VALUES (0, 99, 'notarize', x'00')",
+        f"{JOURNAL}: INSERT INTO certificates VALUES (0, 99, 'notarize', x'00')",
         f"{JOURNAL}: INSERT INTO evidence VALUES (x'00')",
-        f"{JOURNAL}: INSERT INTO blocks VALUES (x'00', 99, x'00')",
+        f"{JOURNAL}: INSERT INTO blocks VALUES (x'00', 0, 99, x'00')",
         f"{JOURNAL}: INSERT INTO meta VALUES ('abstention', x'00')",
     )
     restore(saved, new, world.genesis, "n3")
@@ -334,3 +341,235 @@ async def test_an_archive_of_another_history_is_not_added_to(world, tmp_path, ag
         prune(world.data(0), archive, world.genesis, 0)
     await world.start(0, 1, 2)
     assert (await world.get(0, "/v1/block/1")).status_code == 200
+
+
+# --- chains whose members have changed ---------------------------------------------------------------------------------------
+
+
+class FolderDisk(Disk):
+    """A simulated host's disk in a real data folder."""
+
+    def __init__(self, folder: Path, genesis: Genesis, *, rejoin: bool = False) -> None:
+        self.store = Store(folder, genesis)
+        self.store.bind(folder.with_suffix(".journal"), rejoin=rejoin)
+        super().__init__(self.store.committee)
+
+    def apply(self, effects: list[Effect]) -> None:
+        self.store.apply(effects)
+        super().apply(effects)
+
+    def load(self) -> Restored:
+        return self.store.load()
+
+    def page(self, height: int, size: int = 8) -> Chain | None:
+        return self.store.page(height)
+
+
+def execute(folder: Path, store: Store, genesis: Genesis) -> None:
+    """As the node does beside its journal."""
+    ledger = Ledger(folder, genesis)
+    while found := store.block_at(ledger.head()[0] + 1):
+        ledger.execute([found[0]])
+    ledger.close()
+
+
+@dataclass
+class Grown:
+    """A chain in the third epoch, with a block of its own, in a data folder; empty blocks on top made the end of the first final."""
+
+    folder: Path
+    cluster: Cluster
+    blocks: list[Block]
+
+    @property
+    def genesis(self) -> Genesis:
+        return self.cluster.genesis
+
+    def open(self, folder: Path | None = None) -> Store:
+        return Store(folder or self.folder, self.genesis)
+
+
+def grow(folder: Path, blocks_after: int = 1) -> Grown:
+    cluster = Cluster()
+    store, made = Store(folder, cluster.genesis), []
+    for members, helpers in (((3, 2, 1, 0), (2, 3)), ((0, 1, 3, 2), ())):
+        blocks, handover = cluster.ending(store.committee, *members, helpers=helpers)
+        final = Finalized(((blocks[0], ()),), handover.finalization)
+        store.apply([*map(SaveBlock, blocks), final, EpochEnded(handover)])
+        made.append(blocks[0])
+    for view in range(1, blocks_after + 1):
+        parent = made[-1].header if view > 1 else None
+        block = cluster.block(view, request_tx(view), parent=parent, committee=store.committee)
+        proof = cluster.certificate("finalize", view, block.header.id, committee=store.committee)
+        store.apply([SaveBlock(block), Finalized(((block, ()),), proof)])
+        made.append(block)
+    execute(folder, store, cluster.genesis)
+    store.close()
+    return Grown(folder, cluster, made)
+
+
+@pytest.mark.parametrize("is_snapshot", [True, False])
+@pytest.mark.parametrize("blocks_after", [0, 2])
+def test_a_copy_of_a_chain_with_epochs_brings_its_members_and_their_proofs_along(
+    tmp_path, aging, is_snapshot, blocks_after
+):
+    """Also when the last block is proved by nothing but the end of its epoch."""
+    grown, new = grow(tmp_path / "old", blocks_after), tmp_path / "new"
+    made = backup(grown.folder, tmp_path / "saved", grown.genesis, "n0", is_snapshot=is_snapshot)
+    assert (made.height, made.block) == (len(grown.blocks), grown.blocks[-1].header.id.hex())
+    restore(tmp_path / "saved", new, grown.genesis, "n0")
+    old, restored = grown.open(), grown.open(new)
+    assert restored.committee.epoch == 2
+    assert restored.committee.anchor == old.committee.anchor
+    assert restored.handovers(0) == old.handovers(0)
+    assert restored.load().tip == old.load().tip
+    assert restored.pruned_height() == (made.height - 1 if is_snapshot else 0)
+    old.close()
+    restored.close()
+
+
+def test_the_end_of_an_epoch_that_only_blocks_on_top_made_final_is_copied(tmp_path):
+    cluster, folder = Cluster(), tmp_path / "old"
+    store = Store(folder, cluster.genesis)
+    blocks, handover = cluster.ending(store.committee, 3, 2, 1, 0, helpers=(2, 3))
+    store.apply(
+        [*map(SaveBlock, blocks), Finalized(((blocks[0], ()),), handover.finalization), EpochEnded(handover)]
+    )
+    execute(folder, store, cluster.genesis)
+    store.close()
+    assert backup(folder, tmp_path / "saved", cluster.genesis, "n0").height == 1
+    restore(tmp_path / "saved", tmp_path / "new", cluster.genesis, "n0")
+
+
+@pytest.mark.parametrize("joins_after", [False, True])
+def test_a_member_of_a_later_epoch_starts_from_a_snapshot_and_votes(tmp_path, aging, joins_after):
+    """Whether it is a member when the snapshot is taken or only after the next change."""
+    cluster = Cluster(spares=1)
+    genesis, old, saved, young = cluster.genesis, tmp_path / "n0", tmp_path / "saved", tmp_path / "n4"
+    cluster.disks[0] = FolderDisk(old, genesis)
+    cluster.start(0)
+    cluster.crash(4)
+    change = cluster.change(0, *((3, 2, 1, 0) if joins_after else (0, 1, 2, 3, 4)))
+    for raw in (change, request_tx(1), request_tx(2)):
+        cluster.submit(raw)
+        cluster.run_until(lambda raw=raw: all(raw in cluster.final_txs(i) for i in range(4)))
+    execute(old, cluster.disks[0].store, genesis)
+    assert backup(old, saved, genesis, "n0", is_snapshot=True).height == 3
+    restore(saved, young, genesis, "n4")
+    with pytest.raises(Conflict, match="--rejoin"):
+        FolderDisk(young, genesis)
+    new = cluster.disks[4] = FolderDisk(young, genesis, rejoin=True)
+    cluster.start(4)
+    assert new.store.pruned_height() == 2
+    if joins_after:
+        cluster.submit(cluster.change(1, 0, 1, 2, 3, 4))
+        cluster.run_until(lambda: all(core.committee.epoch == 2 for core in cluster.cores))
+    cluster.run_until(lambda: new.load().abstain_until is not None)
+    number = 10
+    while not new.votes:
+        cluster.submit(request_tx(number))
+        cluster.run_until(lambda n=number: all(request_tx(n) in cluster.final_txs(i) for i in range(5)))
+        number += 1
+    assert min(view for view, _ in new.votes) > new.load().abstain_until
+    assert not any(disk.evidence for disk in cluster.disks)
+    for host in (0, 4):
+        cluster.disks[host].store.close()
+
+
+def forge(handover: Handover, **changes: object) -> bytes:
+    return encode(msgspec.structs.replace(handover, **changes))
+
+
+def false_ends(grown: Grown) -> dict[str, tuple[str, tuple[object, ...]]]:
+    """Changes of a journal's epochs, each with its values."""
+    store = grown.open()
+    first, second = store.handovers(0)
+    store.close()
+    link, other_view = first.links[0], grown.cluster.ending(grown.cluster.committee, 3, 2, 1, 0, view=2)[1]
+    put = "UPDATE epochs SET handover = ? WHERE epoch = 0"
+    return {
+        "no proof": ("DELETE FROM epochs", ()),
+        "no second proof": ("DELETE FROM epochs WHERE epoch = 1", ()),
+        "other members": (put, (forge(first, members=grown.genesis.members),)),
+        "a block that only helped as the last one": (put, (forge(first, header=link, links=first.links[1:]),)),
+        "no link": (put, (forge(first, links=()),)),
+        "the proof of the next end": (put, (encode(second),)),
+        "the same change in another view": (put, (encode(other_view),)),
+        "no handover": (put, (b"\x90",)),
+        "not even bytes": (put, (7,)),
+        "elsewhere": ("UPDATE epochs SET height = 5 WHERE epoch = 0", ()),
+        "one more": ("INSERT INTO epochs VALUES (2, 3, ?)", (encode(second),)),
+        "blocks of another epoch": ("UPDATE final SET epoch = 0", ()),
+        "a body filed under another view": ("UPDATE blocks SET view = 99 WHERE epoch = 0", ()),
+        "a body filed under another epoch": ("UPDATE blocks SET epoch = 2", ()),
+    }  # fmt: skip
+
+
+def test_a_snapshot_with_a_false_end_of_an_epoch_is_not_taken(tmp_path):
+    grown = grow(tmp_path / "old")
+    for number, (what, (statement, values)) in enumerate(false_ends(grown).items()):
+        saved, new = tmp_path / f"saved-{number}", tmp_path / f"new-{number}"
+        backup(grown.folder, saved, grown.genesis, "n0", is_snapshot=True)
+        with closing(sqlite3.connect(saved / JOURNAL, isolation_level=None)) as db:
+            db.execute(statement, values)
+        rewrite(saved)
+        with pytest.raises((Unauthentic, Malformed)):
+            restore(saved, new, grown.genesis, "n3")
+        assert [f.name for f in new.iterdir()] == ["lock"], what
+
+
+def test_a_block_on_top_of_the_end_of_an_epoch_is_not_taken_for_a_part_of_the_chain(tmp_path):
+    """It is final and bears the members' true signatures, but its epoch ended below it."""
+    grown, saved = grow(tmp_path / "old", 0), tmp_path / "saved"
+    cluster, genesis = grown.cluster, grown.genesis
+    blocks, handover = cluster.ending(cluster.committee, 3, 2, 1, 0, helpers=(2, 3))
+    backup(grown.folder, saved, genesis, "n0", is_snapshot=True)
+    helper = blocks[1]
+    proof = cluster.certificate("finalize", 2, helper.header.id)
+    rows = [
+        ("DELETE FROM final WHERE height > 1", ()),
+        ("DELETE FROM blocks WHERE epoch > 0", ()),
+        ("DELETE FROM epochs", ()),
+        ("INSERT INTO blocks VALUES (?, 0, 2, ?)", (helper.header.id, encode(helper))),
+        ("INSERT INTO final VALUES (2, ?, 0, 2, ?, ?)", (helper.header.id, helper.header.time_ms, encode(proof))),
+        ("INSERT INTO epochs VALUES (0, 2, ?)", (forge(handover, header=helper.header, links=handover.links[1:]),)),
+    ]  # fmt: skip
+    with closing(sqlite3.connect(saved / JOURNAL, isolation_level=None)) as db:
+        for statement, values in rows:
+            db.execute(statement, values)
+    rewrite(saved)
+    with pytest.raises(Unauthentic, match="epoch 0"):
+        restore(saved, tmp_path / "new", genesis, "n3")
+
+
+def test_a_certified_block_that_names_another_epoch_is_not_taken(tmp_path):
+    cluster, folder = Cluster(), tmp_path / "old"
+    store = Store(folder, cluster.genesis)
+    block = cluster.block(1, epoch=1)
+    proof = cluster.certificate("finalize", 1, block.header.id)
+    store.apply([SaveBlock(block), Finalized(((block, ()),), proof)])
+    store._db.execute("UPDATE final SET epoch = 1")
+    Ledger(folder, cluster.genesis).close()
+    with pytest.raises(Unauthentic, match="does not belong"):
+        backup(folder, tmp_path / "saved", cluster.genesis, "n0")
+    store.close()
+
+
+def test_pruning_keeps_what_proves_the_members(tmp_path, aging):
+    grown, archive = grow(tmp_path / "old", 2), tmp_path / "archive.db"
+    store = grown.open()
+    handovers = store.handovers(0)
+    store.close()
+    assert prune(grown.folder, archive, grown.genesis, 0) == (1, 3)
+    store = grown.open()
+    assert (store.committee.epoch, store.handovers(0)) == (2, handovers)
+    assert store.page(3) is None
+    assert store.page(4).blocks == (grown.blocks[3],)
+    store.close()
+    with closing(sqlite3.connect(archive)) as db:
+        kept = [decode_block(d) for (d,) in db.execute("SELECT data FROM archive ORDER BY height")]
+    assert kept == grown.blocks[:3]
+    assert [b.header.epoch for b in kept] == [0, 1, 2]
+    made = backup(grown.folder, tmp_path / "saved", grown.genesis, "n0")
+    restore(tmp_path / "saved", tmp_path / "new", grown.genesis, "n0")
+    assert made.executed_height == 4

@@ -21,6 +21,7 @@ from protocol import merkle
 from protocol.block import Block, Committee, Header, Proposal, Votes
 from protocol.evidence import conflict
 from protocol.genesis import Genesis, Member
+from tests.dealer import share_point
 
 delays = st.tuples(st.floats(0, 500), st.floats(0, 500)).map(lambda pair: tuple(sorted(pair)))
 shares = st.floats(0, 1)
@@ -181,8 +182,10 @@ async def test_nothing_arrives_after_the_stop(behind: Behind):
 @pytest.fixture
 def liar() -> tuple[Committee, SigningKey, Equivocator]:
     keys = [SigningKey.generate() for _ in range(4)]
-    members = tuple(Member(f"storage-{n}", key.public, f"id{n}") for n, key in enumerate(keys))
-    committee = Committee(Genesis("diptych/1/storage/x", "storage", "bft", members, bytes(32), bytes(32), 1))
+    members = tuple(
+        Member(f"storage-{n}", key.public, f"id{n}", share_point(n)) for n, key in enumerate(keys)
+    )
+    committee = Committee(Genesis("diptych/1/storage/x", "storage", "bft", members, bytes(32), 1))
     return committee, keys[0], Equivocator(committee, keys[0])
 
 

@@ -8,23 +8,27 @@ import time
 
 import msgspec
 import pytest
-from node_world import AUTHORITY, INDEX_KEY, TIMEOUT, World
+from node_world import AUTHORITY, TIMEOUT, World
 
+from crypto import tdh2
 from crypto.codec import encode
-from crypto.errors import Conflict, Denied, Unavailable
-from crypto.seal import SealKey, seal
+from crypto.errors import Conflict, Denied, Unauthentic, Unavailable
+from crypto.seal import SealKey
 from crypto.sign import SigningKey
 from node import daemon
 from node.net import MAX_BODY, Chan, Received
 from protocol.contract import decode_receipt
 from protocol.core import SaveVote
 from protocol.identity import Credential, SignedCredential, SignedTicket, decode_release
+from protocol.index_key import decode_signed_index_key, index_label
 from protocol.record import BlobRef, Index, View, decode_index
 from protocol.tx import Action, Attest, Certify, Publish, Request, Revoke, Rule, Tx
+from tests.dealer import index_key, sealed
 
 DOCTOR, PATIENT, USER, STRANGER = (SigningKey(bytes([i]) * 32) for i in (11, 12, 13, 14))
 USER_SEAL = SealKey(b"u" * 32)
 RECORD = b"r" * 16
+RULE = Rule("role:user", ("research",), None, ())
 
 
 @pytest.fixture
@@ -99,9 +103,10 @@ async def test_a_client_that_does_not_wait_is_told_the_id_and_a_repeat_is_harmle
 async def test_a_batch_is_answered_one_by_one(world):
     await world.start()
     good = tx_of(world, AUTHORITY, credential(DOCTOR, "doctor"))
-    batch = encode((good, b"junk", tx_of(world, STRANGER, Revoke(bytes(32)))))
+    batch = encode((good, b"junk", good, tx_of(world, STRANGER, Revoke(bytes(32)))))
     answer = await world.request(0, "POST", f"/v1/txs?wait={TIMEOUT}", batch)
-    done, junk, stranger = msgspec.msgpack.decode(answer.content)
+    done, junk, again, stranger = msgspec.msgpack.decode(answer.content)
+    assert again == done
     assert decode_receipt(done).code == "certified"
     assert "does not decode" in junk
     assert "not certified" in stranger
@@ -338,7 +343,7 @@ async def test_a_transaction_sent_again_and_again_is_passed_on_once(world, monke
 # --- the release of an index -------------------------------------------------------------------------------------------
 
 
-async def published(world: World, content: bytes | None = None) -> Index:
+async def published(world: World) -> Index:
     """A record of the patient on the chain, open for research to certified users; its index entry."""
     for key, role in ((DOCTOR, "doctor"), (PATIENT, "patient")):
         await do(world, AUTHORITY, credential(key, role))
@@ -346,9 +351,8 @@ async def published(world: World, content: bytes | None = None) -> Index:
     await do(world, DOCTOR, Attest(RECORD, PATIENT.public, b"h" * 32))
     view = View(world.genesis.chain_id, RECORD, 1, PATIENT.public, b"s" * 32, (BlobRef.of(b"envelope"),))
     index = Index.make(view, PATIENT)
-    sealed = seal(INDEX_KEY.public, encode(index) if content is None else content)
-    rule = Rule("role:user", ("research",), None, ())
-    assert (await do(world, PATIENT, Publish(RECORD, 1, view.commit, sealed, rule))).ok
+    entry = sealed(world.genesis, RECORD, 1, RULE, encode(index))
+    assert (await do(world, PATIENT, Publish(RECORD, 1, view.commit, entry, RULE))).ok
     return index
 
 
@@ -364,10 +368,18 @@ async def test_an_allowed_request_opens_the_index_and_yields_a_ticket_of_a_quoru
         assert answer.headers["content-type"] == "application/msgpack"
         releases.append(decode_release(answer.content))
     assert {r.ticket for r in releases} == {releases[0].ticket}
+    key, entry = index_key(world.genesis), releases[0].entry
+    label = index_label(world.genesis.chain_id, RECORD, 1, RULE.digest)
+    shares = {r.signature.signer: USER_SEAL.open(r.sealed_share, "a share") for r in releases}
+    content, wrong = tdh2.combine(key.shared, label, entry, shares)
+    assert (decode_index(content), wrong) == (index, frozenset())
+    with pytest.raises(tdh2.WrongShares, match="2 right decryption shares where 3 are needed"):
+        tdh2.combine(key.shared, label, entry, {i: shares[i] for i in (0, 1)})
     for release in releases:
-        found = decode_index(USER_SEAL.open(release.sealed_index, "the index"))
-        assert found == index
-        found.verify(PATIENT.public)
+        assert (release.entry, release.rule, release.round) == (entry, RULE.digest, key.round)
+        assert release.is_signed(world.nodes[0].core.committee.keys)
+        with pytest.raises(Unauthentic):
+            SealKey(b"x" * 32).open(release.sealed_share, "a share")
     committee, now = world.nodes[0].core.committee, time.time_ns() // 1_000_000
     signatures = tuple(sorted((r.signature for r in releases), key=lambda s: s.signer))
     ticket = SignedTicket(releases[0].ticket, 0, signatures[:3])
@@ -401,16 +413,22 @@ async def test_a_grant_ends_when_the_authority_revokes_its_requester(world):
         await world.nodes[2].release(granted.tx)
 
 
-async def test_an_index_entry_that_is_no_index_or_of_another_record_is_not_released(world):
+async def test_a_member_that_holds_no_share_still_signs_tickets_and_says_so(world):
     await world.start()
-    view = View(world.genesis.chain_id, b"x" * 16, 1, PATIENT.public, bytes(32), (BlobRef.of(b"e"),))
-    await published(world, encode(Index.make(view, PATIENT)))
+    await published(world)
     granted = await do(world, USER, Request(RECORD, "research"))
-    is_problem(await world.get(0, f"/v1/release/{granted.tx.hex()}"), 403, "another record")
-    rule = Rule("role:user", ("research",), None, ())
-    await do(world, PATIENT, Publish(RECORD, 2, bytes(32), seal(INDEX_KEY.public, b"junk"), rule))
-    granted = await do(world, USER, Request(RECORD, "research"))
-    is_problem(await world.get(0, f"/v1/release/{granted.tx.hex()}"), 400, "index entry")
-    await do(world, PATIENT, Publish(RECORD, 3, bytes(32), b"not sealed at all", rule))
-    granted = await do(world, USER, Request(RECORD, "research"))
-    is_problem(await world.get(0, f"/v1/release/{granted.tx.hex()}"), 401, "does not open")
+    await executed_everywhere(world)
+    world.nodes[2].holder._share = (0, None)
+    release = await world.nodes[2].release(granted.tx)
+    assert release.sealed_share is None
+    assert release.is_signed(world.nodes[0].core.committee.keys)
+
+
+async def test_every_node_signs_the_index_key_for_clients(world):
+    await world.start()
+    for i in world.nodes:
+        signed = decode_signed_index_key((await world.get(i, "/v1/index-key")).content)
+        assert (signed.key, signed.signer) == (index_key(world.genesis), i)
+        assert signed.is_signed(world.genesis, world.nodes[0].core.committee.keys)
+        forged = msgspec.structs.replace(signed, signer=(i + 1) % 4)
+        assert not forged.is_signed(world.genesis, world.nodes[0].core.committee.keys)

@@ -14,6 +14,7 @@ from protocol import contract
 from protocol.block import Block
 from protocol.identity import Credential, SignedCredential
 from protocol.tx import Action, Attest, Certify, Publish, Request, Revoke, Rule, Tx, decode_tx
+from tests.dealer import deal, sealed
 from tests.simulation.cluster import WALL0, Cluster
 
 AUTHORITY = SigningKey(bytes([77]) * 32)
@@ -46,7 +47,10 @@ def make_chain() -> list[Block]:
             (USER, Attest(RECORD, PATIENT.public, bytes(32))),
         ],
         [],
-        [(PATIENT, Publish(RECORD, 1, b"c" * 32, b"sealed", rule)), (USER, Request(RECORD, "research"))],
+        [
+            (PATIENT, Publish(RECORD, 1, b"c" * 32, sealed(GENESIS, RECORD, 1, rule), rule)),
+            (USER, Request(RECORD, "research")),
+        ],
         [
             *((USER, Request(RECORD, p)) for p in ("research", "treatment", "research", "research")),
             *((DOCTOR, Request(b"x" * 16, "research")) for _ in range(40)),
@@ -68,9 +72,16 @@ def make_chain() -> list[Block]:
 CHAIN = make_chain()
 
 
+def new_ledger(folder) -> Ledger:
+    """A ledger to which the index key has been dealt."""
+    made = Ledger(folder, GENESIS)
+    deal(GENESIS, made)
+    return made
+
+
 @pytest.fixture
 def ledger(tmp_path):
-    made = Ledger(tmp_path, GENESIS)
+    made = new_ledger(tmp_path)
     yield made
     made.close()
 
@@ -84,7 +95,7 @@ def contents(ledger: Ledger) -> list[list[tuple]]:
 
 @pytest.fixture
 def expected(tmp_path_factory):
-    made = Ledger(tmp_path_factory.mktemp("expected"), GENESIS)
+    made = new_ledger(tmp_path_factory.mktemp("expected"))
     made.execute(CHAIN)
     yield contents(made)
     made.close()
@@ -97,6 +108,7 @@ def test_a_new_ledger_stands_at_genesis(ledger):
 def test_the_ledger_is_the_contract_applied_in_order(ledger):
     receipts = ledger.execute(CHAIN)
     state, root, plain = MemoryState(), GENESIS.hash, []
+    deal(GENESIS, state)
     for block in CHAIN:
         h = block.header
         of_block = [
@@ -114,10 +126,10 @@ def test_the_ledger_is_the_contract_applied_in_order(ledger):
 
 @pytest.mark.parametrize("height", range(len(CHAIN) + 1))
 def test_a_crash_at_any_height_and_going_on_from_there_gives_the_same_ledger(tmp_path, expected, height):
-    ledger = Ledger(tmp_path, GENESIS)
+    ledger = new_ledger(tmp_path)
     ledger.execute(CHAIN[:height])
     ledger.close()
-    ledger = Ledger(tmp_path, GENESIS)
+    ledger = new_ledger(tmp_path)
     assert ledger.head()[0] == height
     new = ledger.execute(CHAIN)
     assert {r.height for r in new} == {b.header.height for b in CHAIN[height:] if b.txs}
@@ -163,7 +175,7 @@ def test_a_power_cut_in_the_middle_of_a_block_leaves_the_last_whole_one(tmp_path
     ledger.put(b"half", b"done")
     shutil.copytree(tmp_path, tmp_path / "after")
     ledger._db.execute("ROLLBACK")
-    after = Ledger(tmp_path / "after", GENESIS)
+    after = new_ledger(tmp_path / "after")
     assert after.get(b"half") is None
     after.execute(CHAIN)
     assert contents(after) == expected

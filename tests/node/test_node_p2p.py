@@ -1,6 +1,7 @@
 """What every `Net` back end promises, over real sockets, threads and processes (`BACKENDS` in conftest.py)."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import threading
 import pytest
 
 from crypto.errors import Conflict, Malformed
+from node import links
 from node.net import MAX_BODY, Chan, PeerDown, PeerUp, Received
 
 
@@ -108,6 +110,33 @@ async def test_nodes_of_another_chain_are_refused_though_their_keys_are_right(ne
     await net.until(lambda: b.net.stats()["refused"] >= 2)
     assert a.events.empty()
     assert b.events.empty()
+
+
+async def test_strangers_that_say_nothing_cannot_keep_members_out(network, monkeypatch):
+    monkeypatch.setattr(links, "_MAX_SETUPS", 4)
+    monkeypatch.setattr(links, "_SETUP_S", 60.0)
+    net = network("ab")
+    b = await net.start("b")
+    idle = [await asyncio.open_connection(net.book["b"].host, net.book["b"].port) for _ in range(12)]
+    for reader, _ in idle[:8]:
+        with contextlib.suppress(ConnectionError):
+            await asyncio.wait_for(reader.read(), 10)
+    assert b.net.stats()["refused"] == 8
+    await net.start("a")
+    assert await b.next() == PeerUp("a")
+    for _, writer in idle:
+        writer.close()
+
+
+async def test_a_handshake_that_takes_too_long_is_ended(network, monkeypatch):
+    monkeypatch.setattr(links, "_SETUP_S", 0.2)
+    net = network("ab")
+    b = await net.start("b")
+    reader, writer = await asyncio.open_connection(net.book["b"].host, net.book["b"].port)
+    with contextlib.suppress(ConnectionError):
+        await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    await net.until(lambda: b.net.stats()["refused"] == 1)
 
 
 @pytest.mark.parametrize("host", ["localhost", "::1"])
@@ -211,14 +240,13 @@ async def test_a_port_in_use_is_refused_by_name_and_its_owner_goes_on(network):
     assert await b.next() == Received("a", Chan.VOTE, b"still here")
 
 
-async def test_stop_ends_the_thread_frees_the_port_and_may_be_repeated(network):
+async def test_stop_ends_every_thread_frees_the_port_and_may_be_repeated(network):
     net = network("ab")
     before = {thread for thread in threading.enumerate() if not thread.daemon}
     a, b = await net.start_all()
     await a.net.stop()
     await a.net.stop()
     await b.net.stop()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("p2p-")]
     assert (
         not {t for t in threading.enumerate() if not t.daemon and not t.name.startswith("asyncio")} - before
     )

@@ -10,20 +10,23 @@ import msgspec
 import pytest
 
 from crypto.codec import encode
-from crypto.errors import Conflict
+from crypto.errors import Conflict, Unauthentic
 from node import store as store_module
 from node.store import FolderLock, Store
-from protocol.block import Block, Certificate, Chain, decode_message, decode_vote
+from protocol.block import Block, Certificate, Chain, Committee, decode_message, decode_vote
 from protocol.core import (
     Core,
     Effect,
+    EpochEnded,
     Finalized,
     Halted,
     Record,
     Restored,
+    SaveAbstention,
     SaveBlock,
     SaveCertificate,
     SaveVote,
+    anchor_tip,
 )
 from protocol.evidence import Evidence, conflict
 from protocol.mempool import Mempool, Pending
@@ -72,9 +75,24 @@ def finalized(cluster: Cluster, blocks: list[Block], named: Block | None = None)
     return [*saves, Finalized(tuple((b, entries(b)) for b in blocks), cert), SaveCertificate(cert)]
 
 
-def core_from(cluster: Cluster, restored: Restored, me: int = 0) -> Core:
-    mempool = Mempool(cluster.genesis.chain_id)
-    return Core(cluster.committee, cluster.keys[me], mempool, restored, cluster.now, cluster.wall())
+def core_from(cluster: Cluster, restored: Restored, me: int = 0, committee: Committee | None = None) -> Core:
+    mempool, committee = Mempool(cluster.genesis.chain_id), committee or cluster.committee
+    return Core(committee, cluster.keys[me], mempool, restored, cluster.now, cluster.wall())
+
+
+def test_what_is_signed_is_forced_to_the_disk_and_what_others_give_back_is_not(store, cluster):
+    def is_forced(*effects: Effect) -> bool:
+        store.apply(effects)
+        return store._db.execute("PRAGMA synchronous").fetchone() == (2,)
+
+    (block,) = chain_of(cluster, 1)
+    assert is_forced(SaveBlock(block), vote_of(cluster, "notarize", 1, block.header.id))
+    assert not is_forced(SaveCertificate(cluster.certificate("notarize", 1, block.header.id)))
+    assert is_forced(vote_of(cluster, "finalize", 1, block.header.id))
+    assert not is_forced(*finalized(cluster, [block]))
+    assert is_forced(SaveAbstention(64))
+    assert not is_forced()
+    assert is_forced(Halted("a fork"))
 
 
 def state_of(core: Core) -> tuple:
@@ -142,7 +160,7 @@ def test_what_was_written_when_the_process_died_is_there_and_the_open_step_is_no
     """The files of a living store, copied in the middle of a transaction, are what a power cut leaves."""
     store.apply([vote_of(cluster, "nullify", 1)])
     store._db.execute("BEGIN IMMEDIATE")
-    store._db.execute("INSERT INTO votes VALUES (2, 'nullify', x'00')")
+    store._db.execute("INSERT INTO votes VALUES (0, 2, 'nullify', x'00')")
     shutil.copytree(tmp_path / "data", tmp_path / "after")
     store._db.execute("ROLLBACK")
     after = Store(tmp_path / "after", cluster.genesis)
@@ -176,7 +194,7 @@ def test_a_folder_of_another_chain_is_refused_and_left_usable(tmp_path, cluster)
     Store(tmp_path, cluster.genesis).close()
     other = msgspec.structs.replace(cluster.genesis, chain_id="diptych/1/storage/other")
     with pytest.raises(Conflict, match="another chain"):
-        Store(tmp_path, type(cluster.genesis)(other))
+        Store(tmp_path, other)
     Store(tmp_path, cluster.genesis).close()
 
 
@@ -187,7 +205,7 @@ class StoreDisk(Disk):
     """The model disk and a real journal side by side: every start is from the real one, and both must agree."""
 
     def __init__(self, cluster: Cluster, host: int, folder: Path) -> None:
-        super().__init__(cluster.genesis)
+        super().__init__(cluster.committee)
         self._cluster, self._host, self._folder = cluster, host, folder
         self.store = Store(folder, cluster.genesis)
         self.signed: set[bytes] = set()
@@ -201,9 +219,12 @@ class StoreDisk(Disk):
         self.store.close()
         self.store = Store(self._folder, self._cluster.genesis)
         real, model = self.store.load(), super().load()
-        assert state_of(core_from(self._cluster, real, self._host)) == state_of(
-            core_from(self._cluster, model, self._host)
+        assert (self.store.committee.epoch, self.store.committee.anchor) == (
+            self.committee.epoch,
+            self.committee.anchor,
         )
+        after = [core_from(self._cluster, r, self._host, self.store.committee) for r in (real, model)]
+        assert state_of(after[0]) == state_of(after[1])
         return real
 
     def page(self, height: int, size: int = 8) -> Chain | None:
@@ -389,6 +410,139 @@ def test_a_block_above_the_tip_is_there_after_a_restart_of_the_core(store, clust
     assert (core.view, set(core._held)) == (2, {b.header.id for b in blocks})
 
 
+# --- epochs ------------------------------------------------------------------------------------------------------------
+
+
+def ended(
+    cluster: Cluster, committee: Committee, *members: int, helpers: tuple[int, ...] = ()
+) -> list[Effect]:
+    """The effects of the end of an epoch by a block in view 1; blocks in the views of `helpers` make it final."""
+    blocks, handover = cluster.ending(committee, *members, helpers=helpers)
+    effects: list[Effect] = []
+    for block in blocks:
+        header = block.header
+        notarization = cluster.certificate("notarize", header.view, header.id, committee=committee)
+        effects += [SaveBlock(block), SaveCertificate(notarization)]
+    final = ((blocks[0], entries(blocks[0])),)
+    return [*effects, Finalized(final, handover.finalization), EpochEnded(handover)]
+
+
+def test_an_epoch_ends_in_the_step_that_finalizes_its_last_block_or_not_at_all(tmp_path, cluster):
+    store = Store(tmp_path, cluster.genesis)
+    store.apply([vote_of(cluster, "notarize", 1, b"x" * 32), SaveAbstention(7)])
+    before, first = store.load(), store.committee
+    end = ended(cluster, first, 3, 2, 1, 0)
+    with pytest.raises(sqlite3.IntegrityError):
+        store.apply(
+            [
+                *end,
+                SaveAbstention(0),
+                vote_of(cluster, "notarize", 1, b"y" * 32),
+                *[vote_of(cluster, "nullify", 2)] * 2,
+            ]
+        )
+    assert (store.load(), store.committee, store.handovers(0)) == (before, first, [])
+    store.apply([*end, SaveAbstention(0)])
+    store.close()
+    store = Store(tmp_path, cluster.genesis)
+    restored, committee = store.load(), store.committee
+    assert (committee.epoch, committee.anchor.height) == (1, 1)
+    assert [m.name for m in committee.members] == ["n3", "n2", "n1", "n0"]
+    assert restored.tip == anchor_tip(committee)
+    assert (restored.votes, restored.certificates, restored.blocks, restored.abstain_until) == ([], [], [], 0)
+    core = core_from(cluster, restored, committee=committee)
+    assert (core.me, core.view) == (3, 1)
+    with pytest.raises(Conflict, match="already final"):
+        core.mempool.add(end[0].block.txs[0], WALL0)
+    store.close()
+
+
+def test_a_view_of_the_last_epoch_comes_again_in_the_next(store, cluster):
+    store.apply([vote_of(cluster, "notarize", 2, b"x" * 32)])
+    store.apply(ended(cluster, store.committee, 3, 2, 1, 0))
+    vote = store.committee.sign(cluster.keys[0], 3, "notarize", 2, b"y" * 32)
+    store.apply([SaveVote(vote)])
+    assert store.load().votes == [vote]
+
+
+def test_of_blocks_that_only_helped_to_finalize_the_last_one_the_certificates_stay(store, cluster):
+    """An audit needs them; the blocks are no part of the chain."""
+    first = store.committee
+    beyond = cluster.certificate("nullify", 9, None)
+    store.apply([SaveCertificate(beyond), *ended(cluster, first, 3, 2, 1, 0, helpers=(2, 3))])
+    rows = "SELECT view, kind FROM certificates WHERE epoch = 0 ORDER BY view"
+    assert store._db.execute(rows).fetchall() == [(1, "notarize"), (2, "notarize"), (3, "notarize")]
+    assert store._db.execute("SELECT COUNT(*) FROM blocks").fetchone() == (1,)
+    assert store.block_at(1)[1] is None
+    assert store.page(1).links == store.handovers(0)[0].links
+
+
+def test_pages_bring_an_empty_core_up_across_epochs_and_none_crosses_an_end(store, cluster, monkeypatch):
+    rosters = [(3, 2, 1, 0), (0, 1, 2, 3), (1, 0, 3, 2)]
+    for members, helpers in zip(rosters, ((), (2,), (2, 3)), strict=True):
+        store.apply(ended(cluster, store.committee, *members, helpers=helpers))
+    block = cluster.block(1, request_tx(1), committee=store.committee)
+    proof = cluster.certificate("finalize", 1, block.header.id, committee=store.committee)
+    store.apply([SaveBlock(block), Finalized(((block, entries(block)),), proof)])
+    monkeypatch.setattr(store_module, "MAX_HANDOVERS", 2)
+    core = Cluster().cores[1]
+    for epoch in range(4):
+        assert core.committee.epoch == epoch
+        page = store.page(core.tip.height + 1)
+        assert {b.header.epoch for b in page.blocks} == {epoch}
+        core.receive(9, decode_message(encode(page)), cluster.now, cluster.wall())
+        if epoch < 3:
+            core = core.next_epoch(cluster.keys[1])
+    assert core.tip.id == block.header.id
+    assert [len(store.handovers(e)) for e in range(4)] == [2, 2, 1, 0]
+
+
+def test_a_journal_of_more_epochs_than_are_read_in_one_go_opens_in_the_last(tmp_path, cluster, monkeypatch):
+    monkeypatch.setattr(store_module, "MAX_HANDOVERS", 2)
+    store = Store(tmp_path, cluster.genesis)
+    for members in ((3, 2, 1, 0), (0, 1, 2, 3), (3, 2, 1, 0)):
+        store.apply(ended(cluster, store.committee, *members))
+    store.close()
+    store = Store(tmp_path, cluster.genesis)
+    assert store.committee.epoch == 3
+    store.close()
+
+
+def test_a_journal_with_a_false_end_of_an_epoch_does_not_open(tmp_path, cluster):
+    store = Store(tmp_path, cluster.genesis)
+    store.apply(ended(cluster, store.committee, 3, 2, 1, 0))
+    handover = store.handovers(0)[0]
+    false = msgspec.structs.replace(handover, members=cluster.genesis.members)
+    store._db.execute("UPDATE epochs SET handover = ?", (encode(false),))
+    store.close()
+    with pytest.raises(Unauthentic, match="end of epoch 0"):
+        Store(tmp_path, cluster.genesis)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cores_on_real_journals_change_members_crash_and_go_on(seed, tmp_path):
+    cluster = Cluster(seed=seed, link=Link(0.05, (0.001, 0.05), 0.1), spares=1)
+    for i in range(5):
+        cluster.disks[i] = StoreDisk(cluster, i, tmp_path / str(i))
+        cluster.start(i)
+    for epoch, members in enumerate([(0, 1, 2, 3, 4), (4, 3, 2, 1), (0, 4, 2, 1)]):
+        cluster.submit(request_tx(epoch))
+        cluster.submit(cluster.change(epoch, *members))
+        cluster.run_for(cluster.random.uniform(0, 0.3))
+        victim = cluster.random.randrange(5)
+        cluster.crash(victim)
+        cluster.run_for(cluster.random.uniform(0, 2))
+        cluster.start(victim)
+        cluster.run_until(
+            lambda epoch=epoch: all(c and c.committee.epoch > epoch for c in cluster.cores), 120
+        )
+        cluster.check_prefixes()
+    for disk in cluster.disks:
+        assert disk.load().tip.height == len(disk.final)
+        assert not disk.evidence
+        disk.store.close()
+
+
 # --- pages -------------------------------------------------------------------------------------------------------------
 
 
@@ -467,7 +621,7 @@ def test_a_chain_of_64_members_is_read_back(tmp_path):
     genesis, _ = make_genesis(64)
     cluster = Cluster(64)
     cluster.cut = lambda a, b: True
-    store = Store(tmp_path, type(cluster.genesis)(genesis))
+    store = Store(tmp_path, genesis)
     blocks = chain_of(cluster, 1)
     store.apply(finalized(cluster, blocks))
     assert store.load().tip.id == blocks[0].header.id

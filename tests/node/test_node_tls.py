@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from crypto.errors import Malformed
 from node import frames, p2p, tls
-from node.net import MAX_BODY, Chan, Peer, PeerDown, PeerUp, Received
+from node.net import MAX_BODY, Chan, Peer, PeerDown, PeerUp
 
 pytestmark = pytest.mark.parametrize("network", ["node.tls:TlsNet"], indirect=True, ids=["tls"])
 
@@ -384,33 +384,6 @@ async def test_plaintext_is_refused(network, speech):
     assert await b.next() == PeerUp("a")
 
 
-async def test_strangers_that_say_nothing_cannot_keep_members_out(network, monkeypatch):
-    monkeypatch.setattr(tls, "_MAX_HANDSHAKES", 4)
-    monkeypatch.setattr(tls, "_SETUP_S", 60.0)
-    net = network("ab")
-    b = await net.start("b")
-    idle = [await asyncio.open_connection(net.book["b"].host, net.book["b"].port) for _ in range(12)]
-    for reader, _ in idle[:8]:
-        with contextlib.suppress(ConnectionError):
-            assert await asyncio.wait_for(reader.read(), 10) == b""
-    assert b.net.stats()["refused"] == 8
-    await net.start("a")
-    assert await b.next() == PeerUp("a")
-    for _, writer in idle:
-        writer.close()
-
-
-async def test_a_handshake_that_takes_too_long_is_ended(network, monkeypatch):
-    monkeypatch.setattr(tls, "_SETUP_S", 0.2)
-    net = network("ab")
-    b = await net.start("b")
-    reader, writer = await asyncio.open_connection(net.book["b"].host, net.book["b"].port)
-    with contextlib.suppress(ConnectionError):
-        assert await asyncio.wait_for(reader.read(), 10) == b""
-    writer.close()
-    await net.until(lambda: b.net.stats()["refused"] == 1)
-
-
 # -- members that misbehave
 
 
@@ -459,51 +432,6 @@ async def test_a_member_that_connects_again_and_again_holds_one_connection(netwo
 
 
 # -- what is sent and kept
-
-
-def test_urgent_frames_pass_between_the_pieces_of_a_block(network):
-    queues = frames.Queues(tls._LIMITS, tls._PIECE)
-    assert queues.put(Chan.PROPOSAL, bytes(MAX_BODY[Chan.PROPOSAL]))
-    assert sum(map(len, queues.take())) <= frames.HEADER.size + tls._PIECE
-    assert queues.put(Chan.VOTE, b"vote")
-    assert bytes(queues.take()[1]) == b"vote"
-
-
-bodies = st.lists(st.tuples(st.sampled_from(list(Chan)), st.binary(max_size=100)), max_size=30)
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(sent=bodies, cuts=st.lists(st.integers(1, 40), min_size=1), late=st.integers(0, 30))
-def test_frames_come_out_whole_however_the_stream_is_cut(network, sent, cuts, late):
-    async def run() -> list[Received]:
-        seen: list = []
-        net = network("ab").make("b").net
-        net._on_event = seen.append
-        link = tls._Link(net, {}, is_dialled=False)
-        link.peer, link.was_up = "a", True
-        queues = frames.Queues(tls._LIMITS, 16)
-        for chan, body in sent[late:]:
-            assert queues.put(chan, body)
-        parts = queues.take()
-        for chan, body in sent[:late]:
-            assert queues.put(chan, body)
-        while more := queues.take():
-            parts += more
-        assert not any(queues._held.values())
-        stream, turn = b"".join(parts), 0
-        while stream:
-            size = cuts[turn % len(cuts)]
-            link.data_received(stream[:size])
-            stream, turn = stream[size:], turn + 1
-        return seen
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tls, "_PIECE", 16)
-        patch.setattr(frames, "_BATCH", 64)
-        seen = asyncio.run(run())
-    for chan in Chan:
-        expected = [Received("a", c, body) for c, body in sent[late:] + sent[:late] if c is chan]
-        assert [frame for frame in seen if frame.chan is chan] == expected
 
 
 async def test_nothing_secret_is_logged(network, caplog):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from crypto.codec import encode
 from crypto.errors import Denied
 from crypto.sign import SigningKey
+from crypto.tdh2 import encrypt
 from protocol.contract import (
     TICKET_LIFETIME_MS,
     Receipt,
@@ -20,7 +21,9 @@ from protocol.contract import (
     next_root,
 )
 from protocol.identity import Credential, SignedCredential
+from protocol.index_key import index_label
 from protocol.tx import Action, Attest, Certify, Publish, Request, Revoke, Rule, Tx, TxBody
+from tests.dealer import deal, index_key, sealed
 from tests.simulation.cluster import WALL0, make_genesis
 
 AUTHORITY = SigningKey(bytes([77]) * 32)
@@ -47,6 +50,7 @@ class World:
 
     def __init__(self) -> None:
         self.state, self.time, self.height = MemoryState(), WALL0, 0
+        deal(GENESIS, self.state)
 
     def do(self, sender: SigningKey, action: Action) -> Receipt:
         self.height += 1
@@ -79,7 +83,8 @@ class World:
 
 
 def publish(version: int, rule: Rule = RULE, record: bytes = RECORD) -> Publish:
-    return Publish(record, version, bytes([version % 256]) * 32, b"sealed", rule)
+    entry = sealed(GENESIS, record, version, rule)
+    return Publish(record, version, bytes([version % 256]) * 32, entry, rule)
 
 
 def test_the_whole_way_from_credential_to_ticket():
@@ -96,7 +101,8 @@ def test_the_whole_way_from_credential_to_ticket():
     assert (ticket.chain_id, ticket.request, ticket.record) == (GENESIS.chain_id, receipt.tx, RECORD)
     assert (ticket.version, ticket.commit, ticket.requester) == (1, b"\x01" * 32, USER.public)
     assert (ticket.purpose, ticket.expires_ms) == ("research", world.time + TICKET_LIFETIME_MS)
-    assert (entry.sealed_index, entry.doctor, entry.header) == (b"sealed", DOCTOR.public, b"h" * 32)
+    assert (entry.sealed_index, entry.doctor) == (publish(1).sealed_index, DOCTOR.public)
+    assert entry.header == b"h" * 32
     assert person.subject == USER.public
 
 
@@ -213,6 +219,36 @@ def test_a_rule_without_a_purpose_is_refused():
     assert World().attested().do(PATIENT, publish(1, rule)).code == "bad-rule"
 
 
+def test_an_index_entry_that_is_not_encrypted_for_its_very_place_is_refused():
+    """Otherwise whoever copied the entry of a record into a record of their own would be let into it."""
+    world = World().attested()
+    world.do(DOCTOR, Attest(b"x" * 16, PATIENT.public, b"h" * 32))
+    other_rule = msgspec.structs.replace(RULE, purposes=("research",))
+    elsewhere = index_label("diptych/1/sharing/test", RECORD, 1, RULE.digest)
+    entries = {
+        "the other chain's label": encrypt(index_key(GENESIS).public, elsewhere, b"entry"),
+        "another record": publish(1, record=b"x" * 16).sealed_index,
+        "another version": publish(2).sealed_index,
+        "another rule": publish(1, other_rule).sealed_index,
+        "another key": sealed(make_genesis(5)[0], RECORD, 1, RULE),
+        "no ciphertext": b"sealed",
+        "nothing": b"",
+    }
+    for what, entry in entries.items():
+        receipt = world.do(PATIENT, msgspec.structs.replace(publish(1), sealed_index=entry))
+        assert receipt.code == "bad-index", what
+    assert world.do(PATIENT, publish(1)).ok
+    stolen = msgspec.structs.replace(publish(1), record=b"x" * 16)
+    assert world.do(PATIENT, stolen).code == "bad-index"
+
+
+def test_nothing_is_published_before_the_members_have_made_the_index_key():
+    world = World().attested()
+    del world.state[b"index-key"]
+    receipt = world.do(PATIENT, publish(1))
+    assert (receipt.code, "try again later" in receipt.reason) == ("no-index-key", True)
+
+
 # --- requests ----------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +341,7 @@ actions = st.one_of(
     st.builds(Certify, credentials),
     st.builds(Revoke, subjects),
     st.builds(Attest, records, subjects, st.just(bytes(32))),
+    st.builds(publish, versions, rules, records),
     st.builds(Publish, records, versions, st.just(b"c" * 32), st.binary(max_size=8), rules),
     st.builds(Request, records, purposes),
 )

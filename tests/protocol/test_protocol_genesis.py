@@ -10,11 +10,12 @@ from crypto.sign import SigningKey
 from protocol import genesis, network
 from protocol.genesis import Genesis, Member
 from protocol.network import ChainAddresses, Network, NodeAddress, Service, split_host_port
+from tests.dealer import share_point
 from tests.simulation.cluster import make_genesis
 
 GENESIS, _ = make_genesis(7, max_block_txs=123)
 TEXT = genesis.to_toml(GENESIS)
-KEY0 = GENESIS.members[0].key.hex()
+KEY0, SHARE_KEY0 = GENESIS.members[0].key.hex(), GENESIS.members[0].share_key.hex()
 
 
 def test_a_genesis_survives_its_file_and_keeps_its_hash():
@@ -38,7 +39,6 @@ def test_left_out_parameters_take_their_defaults():
         {"members": GENESIS.members[:6]},
         {"members": GENESIS.members[::-1]},
         {"authority": bytes(32)},
-        {"index_key": b"i" * 32},
         {"time_ms": 1},
         {"term_length": 5},
         {"base_timeout_ms": 51},
@@ -59,11 +59,14 @@ def with_line(start: str, line: str) -> str:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("", "lacks the field 'authority'"),
+        ("", "lacks the field 'suite'"),
+        (with_line("suite", 'suite = "genesis/2"'), r"of suite genesis/2, .* \(it knows genesis/1\); update"),
+        (with_line("suite", 'suite = "tx/1"'), "a genesis file was expected, and this is of suite tx/1"),
+        (with_line("suite", "suite = 1"), "its suite is not genesis/1"),
         ("chain_id = ", "not valid"),
         ("x = " + "[" * 50_000, "not valid"),
-        ("members = 3\nauthority = ''\nindex_key = ''", "not valid"),
-        ("members = [1]\nauthority = ''\nindex_key = ''", "not valid"),
+        ("suite = 'genesis/1'\nmembers = 3\nauthority = ''", "not valid"),
+        ("suite = 'genesis/1'\nmembers = [1]\nauthority = ''", "not valid"),
         (TEXT.replace("chain_id", "chain"), "unknown field 'chain'"),
         (with_line("chain_id", ""), "'chain_id'"),
         (with_line("authority", ""), "'authority'"),
@@ -82,7 +85,11 @@ def with_line(start: str, line: str) -> str:
         (with_line("max_block_txs", "max_block_txs = 0"), "max_block_txs"),
         (with_line("authority", 'authority = "00"'), "authority"),
         (with_line("authority", "authority = 3"), "not valid"),
-        (with_line("index_key", f'index_key = "{"g" * 64}"'), "not valid"),
+        (with_line("authority", f'authority = "{"g" * 64}"'), "not valid"),
+        (TEXT.replace(SHARE_KEY0, "00" * 48), "share_key of n0"),
+        (TEXT.replace(SHARE_KEY0, "c0" + "00" * 47), "share_key of n0"),
+        (TEXT.replace(SHARE_KEY0, SHARE_KEY0[:-2]), r"members\[0\]\.share_key"),
+        (TEXT.replace(GENESIS.members[1].share_key.hex(), SHARE_KEY0), "two members share one share_key"),
         (TEXT.replace(KEY0, KEY0[:-2]), r"members\[0\]\.key"),
         (TEXT.replace('"n1"', '"n 1"'), r"members\[1\]\.name"),
         (TEXT.replace('"n1"', '"n1\\n"'), r"members\[1\]\.name"),
@@ -100,7 +107,7 @@ def test_a_wrong_genesis_file_is_refused_with_the_field_that_is_wrong(text, faul
 
 def test_a_genesis_without_members_or_with_too_many_is_refused():
     def text_for(count: int) -> str:
-        members = tuple(Member(f"n{i}", i.to_bytes(32, "big"), f"p{i}") for i in range(count))
+        members = tuple(Member(f"n{i}", i.to_bytes(32, "big"), f"p{i}", share_point(i)) for i in range(count))
         return genesis.to_toml(msgspec.structs.replace(GENESIS, members=members))
 
     assert len(genesis.from_toml(text_for(64)).members) == 64
@@ -153,6 +160,49 @@ def test_a_wrong_network_file_is_refused_with_the_place_that_is_wrong(old, new, 
     assert old in NETWORK
     with pytest.raises(Malformed, match=fault):
         network.from_toml(NETWORK.replace(old, new))
+
+
+def authorities(count: int) -> dict[str, Service]:
+    return {
+        f"authority-{i}": Service(f"https://a{i}:80", SigningKey(bytes([i]) * 32).public.hex())
+        for i in range(1, count + 1)
+    }
+
+
+def split_among(count: int, threshold: int) -> str:
+    listed = authorities(count)
+    first = next(iter(listed.values()), network_of(GENESIS).authority)
+    changes = {"authority": first, "authorities": listed, "authority_threshold": threshold}
+    return network.to_toml(msgspec.structs.replace(network_of(GENESIS), **changes))
+
+
+def test_one_authority_issues_keys_alone_and_several_in_an_order_that_the_file_cannot_change():
+    alone = network.from_toml(NETWORK)
+    assert [name for name, _ in alone.issuers] == ["authority"]
+    assert "authorities" not in NETWORK
+    text = split_among(3, 2)
+    found = network.from_toml(text)
+    turned = msgspec.structs.replace(found, authorities=dict(reversed(found.authorities.items())))
+    assert found.issuers == turned.issuers == network.from_toml(network.to_toml(turned)).issuers
+    assert {name for name, _ in found.issuers} == set(authorities(3))
+
+
+@pytest.mark.parametrize(("count", "threshold"), [(0, 0), (0, 2), (1, 1), (3, 1), (3, 4), (33, 20)])
+def test_authorities_that_protect_nothing_or_cannot_issue_are_refused(count, threshold):
+    with pytest.raises(ValueError, match="authorities"):
+        split_among(count, threshold)
+    text = split_among(3, 2).replace("authority_threshold = 2", f"authority_threshold = {threshold}")
+    if count == 3:
+        with pytest.raises(Malformed, match="authority_threshold"):
+            network.from_toml(text)
+
+
+def test_authorities_with_one_key_or_without_the_certifying_one_are_refused():
+    text, (first, second, _) = split_among(3, 2), authorities(3).values()
+    with pytest.raises(Malformed, match="a key of its own"):
+        network.from_toml(text.replace(second.key, first.key))
+    with pytest.raises(Malformed, match="one of those that issue keys"):
+        network.from_toml(text.replace(first.key, "00" * 32, 1))
 
 
 def test_a_network_file_with_one_chain_is_refused():

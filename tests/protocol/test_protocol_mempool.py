@@ -90,8 +90,11 @@ def test_a_block_is_filled_with_the_oldest_that_fit_and_are_not_taken():
     assert pool.oldest(3) == entries[:3]
 
 
-def test_one_sender_cannot_take_all_the_room(monkeypatch):
-    monkeypatch.setattr(mempool_module, "MAX_PER_SENDER", 2)
+@pytest.mark.parametrize(
+    ("cap", "value"), [("MAX_PER_SENDER", 2), ("MAX_BYTES_PER_SENDER", 3 * len(tx_by(0, 1)) - 1)]
+)
+def test_one_sender_cannot_take_all_the_room(monkeypatch, cap, value):
+    monkeypatch.setattr(mempool_module, cap, value)
     pool = Mempool(CHAIN)
     first = pool.add(tx_by(0, 1), WALL0)
     pool.add(tx_by(0, 2), WALL0)
@@ -100,6 +103,11 @@ def test_one_sender_cannot_take_all_the_room(monkeypatch):
     pool.add(tx_by(1, 1), WALL0)
     pool.finalize([first], WALL0 + 1)
     pool.add(tx_by(0, 3), WALL0)
+
+
+def test_the_largest_transactions_of_one_sender_leave_most_of_the_room_to_others():
+    assert mempool_module.MAX_BYTES_PER_SENDER * 8 <= mempool_module.MAX_BYTES
+    assert mempool_module.MAX_PER_SENDER * 8 <= mempool_module.MAX_TXS
 
 
 def test_the_room_is_bounded_in_number_and_bytes(monkeypatch):
@@ -138,7 +146,12 @@ def test_what_is_remembered_of_verified_transactions_is_bounded_in_bytes_also_wh
     assert pool.verify(tx_by(0, 39)).raw == tx_by(0, 39)
 
 
-CAPS = {"MAX_TXS": 6, "MAX_BYTES": 5 * len(tx_by(0, 1)), "MAX_PER_SENDER": 3}
+CAPS = {
+    "MAX_TXS": 6,
+    "MAX_BYTES": 5 * len(tx_by(0, 1)),
+    "MAX_PER_SENDER": 3,
+    "MAX_BYTES_PER_SENDER": 3 * len(tx_by(0, 1)),
+}
 CHOICES = [(s, n, n * 400) for s in range(3) for n in range(1, 5)]
 """(sender, number, milliseconds of life) of the transactions in play."""
 
@@ -217,7 +230,9 @@ class Life(RuleBasedStateMachine):
         assert len(self.pool) == len(self.waiting)
         assert self.pool._bytes == sum(map(len, self.waiting))
         assert sum(self.pool._per_sender.values()) == len(self.waiting)
-        assert all(self.pool._per_sender.values()), "no sender is remembered for nothing"
+        assert sum(self.pool._bytes_per_sender.values()) == self.pool._bytes
+        for books in (self.pool._per_sender, self.pool._bytes_per_sender):
+            assert all(books.values()), "no sender is remembered for nothing"
         assert len(self.pool.final) == sum(e > self.chain_time for e in self.ever_final.values())
 
 

@@ -4,7 +4,7 @@ A host is one running instance: the first n are the members of genesis, then com
 instance with the key of a member). What is called member here is a place in `keys`, the same in all epochs; a core numbers the
 members of its epoch, and `roster` translates.
 A step's durable effects are one transaction on the host's disk, a model of `node.store.Store`; a crash may strike before it,
-after it, or between two sends, and loses all but the disk. Given an oracle, every step is checked; the story collects what a
+after it, or between two sends, and loses all but the disk; a power cut loses the last steps of recoverable effects too. Given an oracle, every step is checked; the story collects what a
 person would tell of a run, and the digest everything.
 """
 
@@ -13,9 +13,10 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -34,8 +35,10 @@ from protocol.block import (
     Proposal,
     Vote,
     decode_message,
+    validators_hash,
 )
 from protocol.core import (
+    RECOVERABLE,
     Core,
     Effect,
     EpochEnded,
@@ -58,6 +61,7 @@ from protocol.genesis import Genesis, Member
 from protocol.mempool import Mempool, Pending
 from protocol.quorum import Mode
 from protocol.tx import MAX_LIFETIME_MS, ChangeMembers, Request, Tx, decode_tx
+from tests.dealer import share_point
 
 WALL0 = 1_700_000_000_000
 CLIENT = SigningKey(bytes([99]) * 32)
@@ -65,7 +69,7 @@ ADMINS = tuple(SigningKey(bytes([200 + i]) * 32) for i in range(3))
 
 
 def member(i: int, key: SigningKey) -> Member:
-    return Member(f"n{i}", key.public, f"peer-{i}")
+    return Member(f"n{i}", key.public, f"peer-{i}", share_point(i))
 
 
 def make_genesis(n: int = 4, mode: Mode = "bft", **changes: int) -> tuple[Genesis, list[SigningKey]]:
@@ -74,7 +78,7 @@ def make_genesis(n: int = 4, mode: Mode = "bft", **changes: int) -> tuple[Genesi
     changes.setdefault("term_length", 4)
     authority, admins = SigningKey(bytes([77]) * 32).public, tuple(a.public for a in ADMINS)
     chain = "diptych/1/storage/test"
-    return Genesis(chain, "storage", mode, members, authority, bytes(32), WALL0, admins, 2, **changes), keys
+    return Genesis(chain, "storage", mode, members, authority, WALL0, admins, 2, **changes), keys
 
 
 def change_tx(
@@ -112,8 +116,18 @@ class Disk:
         self.evidence: list[Evidence] = []
         self.abstain_until: int | None = 0
         self.halted: str | None = None
+        self._before_cut: dict[str, Any] | None = None
+        """What a power cut now would leave: all before the last steps of recoverable effects."""
+
+    def cut_power(self) -> None:
+        if self._before_cut is not None:
+            vars(self).update(self._before_cut)
 
     def apply(self, effects: list[Effect]) -> None:
+        if not all(isinstance(effect, RECOVERABLE) for effect in effects):
+            self._before_cut = None
+        elif self._before_cut is None:
+            self._before_cut = {name: copy(value) for name, value in vars(self).items()}
         for effect in effects:
             match effect:
                 case SaveVote(vote):
@@ -208,6 +222,8 @@ class Oracle:
 
     def loses_disk(self, host: int) -> None: ...
 
+    def loses_power(self, host: int, disk: Disk) -> None: ...
+
 
 CrashPoint = tuple[Literal["before commit", "after commit", "between sends"], int]
 MakeCore = Callable[..., Core]
@@ -292,9 +308,12 @@ class Cluster:
         named = tuple(member(m, [self.keys[m], *self.new_keys.get(m, [])][-1]) for m in members)
         return change_tx(self.genesis, epoch, named)
 
-    def crash(self, i: int) -> None:
+    def crash(self, i: int, *, cuts_power: bool = False) -> None:
         self.cores[i] = None
         self.crash_next.pop(i, None)
+        if cuts_power:
+            self.disks[i].cut_power()
+            self.oracle.loses_power(i, self.disks[i])
 
     def lose_disk(self, i: int, *, rejoin: bool = True) -> None:
         """The host comes back with an empty disk; `rejoin` is the operator's flag, which the node demands."""
@@ -308,36 +327,73 @@ class Cluster:
         """What the clock of a host shows; it may be off by its `skew` in milliseconds."""
         return WALL0 + int(self.now * 1000) + (self.skew[host] if host is not None else 0)
 
-    def block(self, view: int, *raw: bytes, parent: Header | None = None, **changes: object) -> Block:
-        """A block that the leader of `view` could make, on genesis or on `parent`."""
+    def block(
+        self,
+        view: int,
+        *raw: bytes,
+        parent: Header | None = None,
+        committee: Committee | None = None,
+        **changes: object,
+    ) -> Block:
+        """A block that the leader of `view` could make, on the anchor of the epoch or on `parent`."""
+        committee = committee or self.committee
         header = Header(
             self.genesis.chain_id,
-            0,
+            committee.epoch,
             view,
-            parent.height + 1 if parent else 1,
-            parent.id if parent else self.genesis.hash,
+            (parent or committee.anchor).height + 1,
+            (parent or committee.anchor).id,
             parent.view if parent else 0,
             merkle.root(raw),
             len(raw),
-            (parent.time_ms if parent else WALL0) + 1,
-            self.committee.validators_hash,
-            self.committee.validators_hash,
-            self.committee.leader(view),
+            (parent or committee.anchor).time_ms + 1,
+            committee.validators_hash,
+            committee.validators_hash,
+            committee.leader(view),
         )
         return Block(msgspec.structs.replace(header, **changes), raw, ())
 
-    def proposal(self, block: Block, parent_cert: Certificate | None = None) -> Proposal:
-        header = block.header
-        leader = self.committee.leader(header.view)
-        vote = self.committee.sign(self.keys[leader], leader, "notarize", header.view, header.id)
+    def ending(
+        self, committee: Committee, *members: int, view: int = 1, helpers: tuple[int, ...] = ()
+    ) -> tuple[list[Block], Handover]:
+        """The last block of an epoch, on its anchor, with the empty blocks in the views of `helpers`; and the proof that it ended."""
+        raw = self.change(committee.epoch, *members)
+        action = decode_tx(raw).body.action
+        assert isinstance(action, ChangeMembers)
+        after = {"next_validators_hash": validators_hash(self.genesis, action.members)}
+        blocks = [self.block(view, raw, committee=committee, **after)]
+        for helper in helpers:
+            blocks.append(self.block(helper, parent=blocks[-1].header, committee=committee, **after))
+        header, last = blocks[0].header, blocks[-1].header
+        proof = self.certificate("finalize", last.view, last.id, committee=committee)
+        return blocks, Handover(header, tuple(b.header for b in blocks[1:]), proof, action.members)
+
+    def proposal(
+        self, block: Block, parent_cert: Certificate | None = None, committee: Committee | None = None
+    ) -> Proposal:
+        header, committee = block.header, committee or self.committee
+        leader = committee.leader(header.view)
+        vote = committee.sign(self.signer(committee, leader), leader, "notarize", header.view, header.id)
         return Proposal(block, parent_cert, vote)
 
-    def certificate(self, kind: Kind, view: int, block: bytes | None, *signers: int) -> Certificate:
-        """Of the members given, or of the last ones that make a quorum."""
-        n, quorum = self.committee.size, self.committee.quorum
-        chosen = signers or range(n - quorum, n)
-        votes = [self.committee.sign(self.keys[s], s, kind, view, block) for s in chosen]
-        return self.committee.certify(votes)
+    def certificate(
+        self,
+        kind: Kind,
+        view: int,
+        block: bytes | None,
+        *signers: int,
+        committee: Committee | None = None,
+    ) -> Certificate:
+        """Of the members of a committee that are given, or of the last ones that make a quorum."""
+        committee = committee or self.committee
+        chosen = signers or range(committee.size - committee.quorum, committee.size)
+        votes = [committee.sign(self.signer(committee, s), s, kind, view, block) for s in chosen]
+        return committee.certify(votes)
+
+    def signer(self, committee: Committee, place: int) -> SigningKey:
+        """The key of the member with this number in a committee."""
+        keys = [*self.keys, *(key for new in self.new_keys.values() for key in new)]
+        return next(key for key in keys if key.public == committee.keys[place])
 
     def submit(self, raw: bytes, to: int | None = None) -> None:
         for i, core in enumerate(self.cores):
@@ -446,6 +502,10 @@ class Cluster:
                 self.say(
                     f"{who} sees the epoch end at height {handover.header.height}; next members: {members}"
                 )
+            case SaveAbstention(None):
+                self.say(f"{who} signs nothing until enough others have reported")
+            case SaveAbstention(0):
+                self.say(f"{who} has never been in the next epoch and may sign in it")
             case SaveAbstention(until):
                 self.say(f"{who} signs nothing up to view {until}")
             case Record(evidence):

@@ -21,7 +21,7 @@ from protocol.core import (
 )
 from protocol.genesis import Genesis, Member
 from protocol.tx import ChangeMembers, decode_tx
-from tests.simulation.cluster import Oracle
+from tests.simulation.cluster import Disk, Oracle
 
 
 class Violation(AssertionError):
@@ -61,6 +61,15 @@ class Invariants(Oracle):
     def loses_disk(self, host: int) -> None:
         for book in (self._sent, self._durable, self._place, self._logs):
             book.pop(host, None)
+
+    def loses_power(self, host: int, disk: Disk) -> None:
+        """Epoch, view and height may fall to what the disk has (I3), and bodies be lost with them (I5); votes may not (I8)."""
+        self._place.pop(host, None)
+        self._logs[host] = len(disk.final)
+        held = disk.blocks.keys() | {block.header.id for block, _ in disk.final}
+        for block_id, hosts in self._bodies.items():
+            if block_id not in held:
+                hosts.discard(host)
 
     def _stands(self, host: int, core: Core) -> None:
         before, now = self._place.get(host, (0, 1, 0)), (core.committee.epoch, core.view, core.tip.height)

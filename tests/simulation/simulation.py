@@ -271,7 +271,7 @@ class Simulation:
 
     def _crash(self, host: int, point: Any, number: int, seconds: float) -> None:
         if point == "at rest":
-            self.cluster.crash(host)
+            self.cluster.crash(host, cuts_power=number % 2 == 0)
             self._crashed(host, seconds)
         elif self.cluster.cores[host]:
             self.cluster.crash_next[host] = (point, number)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from crypto.sign import SigningKey
 from protocol.block import Status
 from protocol.core import Core
 from tests.simulation.cluster import Cluster, Link, request_tx
@@ -31,6 +32,14 @@ def everywhere(c: Cluster, number: int, *but: int) -> None:
     c.submit(request_tx(number))
     hosts = [i for i in range(len(c.cores)) if i not in but]
     c.run_until(lambda: all(request_tx(number) in c.final_txs(i) for i in hosts))
+
+
+def change(c: Cluster, *members: int) -> None:
+    """The admins' agreement on the next members reaches all; run until every host is in their epoch."""
+    epoch = c.disks[0].committee.epoch
+    c.say(f"the admins' agreement on the members {' '.join(f'n{m}' for m in members)} reaches every host")
+    c.submit(c.change(epoch, *members))
+    c.run_until(lambda: all(core.committee.epoch > epoch for core in c.cores if core))
 
 
 def stop(c: Cluster, i: int) -> None:
@@ -141,6 +150,79 @@ def rejoin_after_a_lost_disk() -> Cluster:
         everywhere(c, number)
         number += 1
     c.say("n2 votes again")
+    return c
+
+
+@story
+def a_member_joins() -> Cluster:
+    """n4 watches until the epoch that names it; five members need four votes."""
+    c = cluster(spares=1)
+    everywhere(c, 1)
+    change(c, 0, 1, 2, 3, 4)
+    everywhere(c, 2)
+    return c
+
+
+@story
+def a_member_leaves() -> Cluster:
+    """n0 leads when it leaves: it proposes the block that ends its membership, and watches from then on."""
+    c = cluster(5)
+    everywhere(c, 1)
+    change(c, 1, 2, 3, 4)
+    everywhere(c, 2)
+    return c
+
+
+@story
+def a_key_is_rotated() -> Cluster:
+    c = cluster()
+    c.new_keys[2] = [SigningKey(b"2" * 32)]
+    c.say("n2 has made a new key")
+    change(c, 0, 1, 2, 3)
+    c.say("n2 loses its old key")
+    c.keys[2] = c.new_keys[2][0]
+    everywhere(c, 1)
+    return c
+
+
+@story
+def the_last_block_of_an_epoch_is_finalized_by_the_next_term() -> Cluster:
+    """As in the spoiled term, but the block ends the epoch: the empty one of the next term that makes it final is dropped."""
+    c = cluster()
+    c.submit(c.change(0, 0, 1, 2), to=0)
+    c.run_for(0.015)
+    c.say("all votes are lost, and n0 and n3 start anew with fresh patience")
+    c.cut = lambda a, b: True
+    c.run_for(0.9)
+    for host in (0, 3):
+        stop(c, host)
+        start(c, host)
+    c.run_for(0.3)
+    c.say("the network is whole")
+    c.cut = lambda a, b: False
+    c.run_until(lambda: all(core and core.committee.epoch == 1 for core in c.cores))
+    everywhere(c, 1)
+    return c
+
+
+@story
+def lost_disk_across_an_epoch() -> Cluster:
+    """n2 cannot know whether its lost journal has seen the next epoch, so it asks there again. Of the one after that it can."""
+    c = cluster()
+    everywhere(c, 1)
+    c.say("n2 loses its disk")
+    c.lose_disk(2)
+    change(c, 3, 2, 1, 0)
+    c.say("n2 starts with --rejoin")
+    c.start(2)
+    c.run_until(lambda: c.disks[2].abstain_until is not None)
+    number = 2
+    while not c.disks[2].votes:
+        everywhere(c, number)
+        number += 1
+    c.say("n2 votes again")
+    change(c, 0, 1, 2, 3)
+    everywhere(c, number)
     return c
 
 

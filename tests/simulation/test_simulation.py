@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from crypto.errors import DiptychError
 from node.store import Store
+from protocol.block import Block
 from protocol.core import Core, Effect, SaveAbstention, Send, ServeChain
 from protocol.evidence import Evidence
 from tests.simulation import stories
@@ -105,6 +106,9 @@ class Mirror(Disk):
         super().apply(effects)
         self._store.apply(e for e in effects if not isinstance(e, Send | ServeChain))
 
+    def cut_power(self) -> None:
+        """The store can only be killed, which undoes nothing."""
+
     def load(self):
         model, store = super().load(), self._store.load()
         assert store.tip == model.tip
@@ -153,7 +157,7 @@ class SmallCluster(RuleBasedStateMachine):
         super().__init__()
         self.cluster = Cluster(
             link=Link(delay=(0.001, 0.08), duplicate=0.1),
-            make_oracle=lambda genesis: Invariants(genesis, frozenset(), 4),
+            make_oracle=no_liars,
             term_length=2,
             base_timeout_ms=500,
         )
@@ -167,7 +171,7 @@ class SmallCluster(RuleBasedStateMachine):
     @rule(host=st.integers(0, 3), point=st.sampled_from(CRASH_POINTS), number=st.integers(0, 5))
     def crash(self, host: int, point: str, number: int) -> None:
         if point == "at rest":
-            self.cluster.crash(host)
+            self.cluster.crash(host, cuts_power=number % 2 == 0)
         elif self.cluster.cores[host]:
             self.cluster.crash_next[host] = (point, number)
 
@@ -219,6 +223,34 @@ class SmallCluster(RuleBasedStateMachine):
 
 SmallCluster.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 test_small_cluster = SmallCluster.TestCase
+
+
+@pytest.mark.parametrize("mode", ["bft", "majority"])
+def test_what_is_final_anywhere_is_final_everywhere_after_a_power_cut_at_all_members_at_once(mode):
+    for seed in range(30):
+        c = Cluster(mode=mode, seed=seed, link=Link(delay=(0.001, 0.08)), make_oracle=no_liars)
+        for number in range(1 + seed % 3):
+            c.submit(request_tx(number))
+            c.run_until(
+                lambda c=c, number=number: any(request_tx(number) in c.final_txs(i) for i in range(4))
+            )
+        final = max(map(final_blocks, c.disks), key=len)
+        for host in range(4):
+            c.crash(host, cuts_power=True)
+        assert any(len(disk.final) < len(final) for disk in c.disks)
+        for host in range(4):
+            c.start(host)
+        c.run_until(lambda c=c, final=final: all(len(disk.final) >= len(final) for disk in c.disks))
+        for disk in c.disks:
+            assert final_blocks(disk)[: len(final)] == final
+
+
+def final_blocks(disk: Disk) -> list[Block]:
+    return [block for block, _ in disk.final]
+
+
+def no_liars(genesis) -> Invariants:
+    return Invariants(genesis, frozenset(), 4)
 
 
 # --- rejoining -----------------------------------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
 """The oracles bite: a core or an operator that breaks one rule is caught, and by the invariant that the rule serves."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from protocol.block import Certificate, Committee, Vote
-from protocol.core import Core, Effect, Restored, SaveVote
-from tests.simulation.cluster import Cluster, Link, request_tx
+from protocol.core import Core, Effect, Restored, SaveAbstention, SaveVote
+from protocol.genesis import Member
+from protocol.tx import ChangeMembers, Tx
+from tests.simulation.cluster import ADMINS, Cluster, Link, change_tx, request_tx
 from tests.simulation.oracle import Invariants, Violation
 from tests.simulation.simulation import Plan, replay_command, shrink, simulate
 
@@ -66,13 +69,29 @@ class ForgetsTheNullifyItMayHaveSent(Core):
         return any((u, "nullify") in self._own for u in range(start, view + 1))
 
 
+class TakesTheNextEpochForUntouched(Core):
+    """Whatever its lost journal may hold of it."""
+
+    def _end_epoch(self, *args: Any) -> None:
+        super()._end_epoch(*args)
+        self.abstain_until = 0
+        self._effects.append(SaveAbstention(0))
+
+
+class BuildsOnTheEndOfAnEpoch(Core):
+    """Takes the block that ends the epoch for one like any other, and what stands on it for a part of the chain."""
+
+    def _next_members(self, parent_id: bytes) -> None:
+        return None
+
+
 class NeverNullifies(Core):
     def _try_nullify(self) -> None:
         return
 
 
-def first_caught(mode: str, tries: int = 150, **broken: Any) -> tuple[Plan, str]:
-    for seed in range(tries):
+def first_caught(mode: str, first: int = 0, tries: int = 150, **broken: Any) -> tuple[Plan, str]:
+    for seed in range(first, first + tries):
         plan = Plan.make(seed, mode)
         found = simulate(plan, **broken).violation
         if found:
@@ -117,6 +136,62 @@ def test_the_oracles_catch_a_rejoined_member_that_does():
         c.run_for(10)
 
 
+def lost_after_a_vote_in_the_next_epoch(core: type[Core]) -> Cluster:
+    """n2 alone sees the epoch end, proposes in the next, and loses its disk; the others report where they stand, which is before the
+    end, and then see it too."""
+    c = Cluster(
+        link=Link(delay=(0.01, 0.01)),
+        make_oracle=lambda genesis: Invariants(genesis, frozenset(), 4),
+        make_core=lambda host: core,
+    )
+    c.submit(c.change(0, 2, 0, 1, 3))
+    c.run_for(0.025)
+    c.cut = lambda a, b: b != 2
+    c.run_for(0.01)
+    c.submit(request_tx(1), to=2)
+    assert [core.committee.epoch for core in c.cores if core] == [0, 0, 1, 0]
+    assert list(c.disks[2].votes) == [(1, "notarize")]
+    c.lose_disk(2)
+    c.cut = lambda a, b: False
+    c.start(2)
+    c.run_until(lambda: c.disks[2].abstain_until is not None)
+    assert [core.committee.epoch for core in c.cores if core] == [0, 0, 0, 0]
+    c.at(c.now + 1, lambda: c.submit(request_tx(2)))
+    return c
+
+
+def test_a_rejoined_member_asks_again_in_an_epoch_that_its_lost_journal_may_have_seen():
+    c = lost_after_a_vote_in_the_next_epoch(Core)
+    c.run_until(lambda: all(request_tx(2) in c.final_txs(i) for i in range(4)))
+    assert c.disks[2].committee.epoch == 1
+    assert c.disks[2].abstain_until
+    assert not c.disks[2].votes
+
+
+def test_the_oracles_catch_a_rejoined_member_that_takes_the_next_epoch_for_untouched():
+    c = lost_after_a_vote_in_the_next_epoch(TakesTheNextEpochForUntouched)
+    with pytest.raises(Violation, match=r"^I1: n2 signs notarize twice in view 1"):
+        c.run_for(10)
+
+
+@pytest.mark.parametrize("approvals", [0, 1])
+def test_the_oracles_catch_cores_that_take_a_change_of_too_few_admins(monkeypatch, approvals):
+    def named(committee: Committee, txs: Iterable[Tx]) -> tuple[Member, ...] | None:
+        actions = [tx.body.action for tx in txs]
+        return next((a.members for a in actions if isinstance(a, ChangeMembers)), None)
+
+    def run() -> Cluster:
+        c = Cluster(make_oracle=lambda genesis: Invariants(genesis, frozenset(), 4))
+        c.submit(change_tx(c.genesis, 0, c.genesis.members[:3], ADMINS[:approvals]))
+        c.run_until(lambda: min(c.heights()) == 1)
+        return c
+
+    assert [core.committee.epoch for core in run().cores] == [0, 0, 0, 0]
+    monkeypatch.setattr("protocol.core.next_members", named)
+    with pytest.raises(Violation, match=r"^I4: .* is wrong about the epoch's end"):
+        run()
+
+
 def test_a_failing_plan_shrinks_to_what_it_takes_and_prints_how_to_replay_it():
     broken = {"core": ForgetsWhatItNotarized}
     plan, _ = first_caught("majority", **broken)
@@ -130,24 +205,26 @@ def test_a_failing_plan_shrinks_to_what_it_takes_and_prints_how_to_replay_it():
     assert replay_command(plan, kept).endswith(f"--seed {plan.seed} --mode majority --keep {keep}")
 
 
-BROKEN = {
-    "votes sent before they are durable": ("majority", {"core": SendsBeforeItWrites}, ("I8",)),
-    "a vote after the loss of the disk": ("bft", {"demand_rejoin": False}, ("I1", "I2", "I9")),
-    "a rejoin without reports": ("bft", {"core": EndsTheAbstentionAtOnce}, ("I1", "I2", "I9")),
-    "no Rule F": ("majority", {"core": WithoutRuleF}, ("I2", "I4", "I9")),
-    "a certificate of Q-1 signatures": ("bft", {"committee": OneVoteTooFew}, ("I6",)),
+BROKEN = {  # mode, the seed to begin with, what is broken, the invariants that may find it
+    "votes sent before they are durable": ("majority", 0, {"core": SendsBeforeItWrites}, ("I8",)),
+    "a vote after the loss of the disk": ("bft", 100, {"demand_rejoin": False}, ("I1", "I2", "I9")),
+    "a rejoin without reports": ("bft", 100, {"core": EndsTheAbstentionAtOnce}, ("I1", "I2", "I9")),
+    "no Rule F": ("majority", 0, {"core": WithoutRuleF}, ("I2", "I4", "I9")),
+    "a certificate of Q-1 signatures": ("bft", 0, {"committee": OneVoteTooFew}, ("I6",)),
     "a restarted leader that proposes twice": (
         "majority",
+        0,
         {"core": ForgetsWhatItNotarized},
         ("I1", "assertion: I1"),
     ),
-    "a transaction carried twice": ("majority", {"core": CountsTransactionsAgain}, ("I7",)),
-    "no timeout": ("majority", {"core": NeverNullifies}, ("liveness",)),
+    "a transaction carried twice": ("majority", 0, {"core": CountsTransactionsAgain}, ("I4", "I7")),
+    "blocks on top of the one that ends the epoch": ("bft", 0, {"core": BuildsOnTheEndOfAnEpoch}, ("I4",)),
+    "no timeout": ("majority", 0, {"core": NeverNullifies}, ("liveness",)),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_the_oracles_catch(name):
-    mode, broken, invariants = BROKEN[name]
-    _, found = first_caught(mode, **broken)
+    mode, first, broken, invariants = BROKEN[name]
+    _, found = first_caught(mode, first, **broken)
     assert found.startswith(invariants), found
