@@ -131,6 +131,10 @@ class Diptych:
         client = ChainClient(self._genesis, addresses)
         client.execute(authority, Certify(SignedCredential.issue(credential, authority)))
         client.close()
+        with httpx2.Client(trust_env=False) as http:
+            for url in self.urls.values():
+                while http.get(f"{url}/v1/identity/{self._sender.public.hex()}").is_error:
+                    time.sleep(0.01)
 
     def pids(self) -> list[int]:
         return [d.process.pid for d in self.supervisor.daemons.values() if d.process is not None]

@@ -545,7 +545,7 @@ class Node:
                 blocks += self._final.get_nowait()
             receipts = await self._until_written("ledger", lambda: self._run(blocks))  # noqa: B023
             self.executed_height, self.receipts_root = self._ledger.head()
-            self.holder.executed.set()
+            self.holder.follow(receipts)
             for receipt in receipts:
                 for waiter in self._waiters.pop(receipt.tx, ()):
                     waiter(receipt)

@@ -20,6 +20,7 @@ LIMITS: Mapping[int, int] = {**{int(chan): size for chan, size in MAX_BODY.items
 _QUEUE = {Chan.VOTE: 4 << 20, Chan.PROPOSAL: 16 << 20, Chan.SYNC: 16 << 20, Chan.TX: 4 << 20, PING: 4 << 10}
 _BATCH = 60_000  # bytes after which no further frame is joined to a write; just under one Noise message
 _WHOLE = max(MAX_BODY.values())
+_CHANNELS = {int(chan): chan for chan in Chan}
 
 
 class BrokenRules(Exception):
@@ -93,5 +94,5 @@ class Cutter:
                 continue
             self._begun.pop(chan, None)
             if chan != PING:
-                yield Chan(chan), b"".join(pieces)
+                yield _CHANNELS[chan], b"".join(pieces)
         del buffer[:at]

@@ -8,7 +8,7 @@ contract takes the first.
 import asyncio
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from crypto.codec import encode
 from crypto.dkg import HolderKey, combined_share
 from crypto.errors import DiptychError, Malformed, Unauthentic, Unavailable
 from crypto.sign import Ed25519Signer
+from protocol.contract import Receipt
 from protocol.genesis import Genesis, Member
 from protocol.index_key import (
     IndexKey,
@@ -43,7 +44,7 @@ CLOSE_LIFETIME_MS = 2_000
 CLOSE_STAGGER_MS = 200
 """One member after another says that a deadline has passed: the first one is enough."""
 POLL = 1.0
-"""Seconds between looks at the clock while nothing is executed."""
+"""Seconds between looks at the clock while no step of a round is executed."""
 MAX_PARTS = 1024
 """Decryption shares kept at hand: a popular record, or one who asks again and again, costs one."""
 START_GRACE = 1.0
@@ -63,8 +64,7 @@ class Holder:
         self._sent: tuple[object, int] | None = None
         """The last step sent, and when it expires."""
         self._log = structlog.get_logger().bind(chain=genesis.kind)
-        self.executed = asyncio.Event()
-        """Set whenever blocks have been executed."""
+        self._has_news = asyncio.Event()
         self.status = _status(None, False, None, ())
         """What operators are shown."""
 
@@ -107,12 +107,17 @@ class Holder:
 
     # --- rounds -----------------------------------------------------------------------------------------------------------
 
+    def follow(self, receipts: Iterable[Receipt]) -> None:
+        """Blocks have been executed: look at once if they touched the key or who may hold it."""
+        if any(receipt.kind.startswith(("index.", "members.")) for receipt in receipts):
+            self._has_news.set()
+
     async def run(self, node: "Node") -> None:
         """Take part in every round, for as long as the node runs."""
         await node.in_ledger(self._look)
         await _until_linked(node)
         while True:
-            self.executed.clear()
+            self._has_news.clear()
             try:
                 step = await node.in_ledger(lambda state: self.next_step(state, node.clock_ms()))
                 if step is not None:
@@ -122,7 +127,7 @@ class Holder:
                 self._log.warning("a step of the index key waits", why=str(error))
             with suppress(TimeoutError):
                 async with asyncio.timeout(POLL):
-                    await self.executed.wait()
+                    await self._has_news.wait()
 
     def next_step(self, state: State, now_ms: int) -> bytes | None:
         """The transaction by which this member carries the open round on, unless there is none to send now."""

@@ -156,7 +156,7 @@ class LinkNet(ABC):
             raise Malformed("the address book names a member or an identity twice, or this node itself")
         self._inbound = {identity: peer for identity, peer in self.book.items() if peer.node < me}
         self._outbound = {identity: peer for identity, peer in self.book.items() if peer.node > me}
-        self._stats: Counter[str] = Counter()
+        self._stats: Counter[str | tuple[str, Chan]] = Counter()
         self._links: dict[NodeId, Link] = {}
         self._on_event: Callable[[Event], None] | None = None
         self._was_used = False
@@ -175,7 +175,7 @@ class LinkNet(ABC):
         check_body(chan, body)
         link = self._links.get(dst)
         sent = link is not None and link.put(chan, body)
-        self._stats[f"{'sent' if sent else 'dropped'}_{chan.name.lower()}"] += 1
+        self._stats["sent" if sent else "dropped", chan] += 1
         return sent
 
     def broadcast(self, chan: Chan, body: bytes) -> int:
@@ -188,8 +188,12 @@ class LinkNet(ABC):
         """Counters since the start: `connects`, `refused` (inbound connections that became no link), and per channel,
         as in `sent_vote`, `sent`, `received`, `dropped` (refused by `send`).
         """
-        names = [f"{what}_{chan.name.lower()}" for what in ("sent", "received", "dropped") for chan in Chan]
-        return {name: self._stats[name] for name in ("connects", "refused", *names)}
+        frames = {
+            f"{what}_{chan.name.lower()}": self._stats[what, chan]
+            for what in ("sent", "received", "dropped")
+            for chan in Chan
+        }
+        return {"connects": self._stats["connects"], "refused": self._stats["refused"], **frames}
 
     async def start(self, on_event: Callable[[Event], None]) -> None:
         used = "this transport was started before; make a new one"
@@ -284,7 +288,7 @@ class LinkNet(ABC):
             self._report(PeerDown(link.peer, why))
 
     def _on_frame(self, link: Link, chan: Chan, body: bytes) -> None:
-        self._stats[f"received_{chan.name.lower()}"] += 1
+        self._stats["received", chan] += 1
         self._report(Received(link.peer, chan, body))
 
     def _report(self, event: Event) -> None:

@@ -266,7 +266,7 @@ def blob_twice(record: Record) -> bytes:
 
 def not_canonical(record: Record) -> bytes:
     head = encode(make_upload(record))
-    return framed(b"\xdc\x00\x02" + head[1:], *record.blobs.values())
+    return framed(b"\xdc\x00\x03" + head[1:], *record.blobs.values())
 
 
 BAD_UPLOADS: list[tuple[Callable[[Record], bytes], int, str]] = [

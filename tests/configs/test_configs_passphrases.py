@@ -80,7 +80,8 @@ def test_a_descriptor_that_gives_no_line_is_refused_without_what_it_gave(readabl
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., str]:
-    """`run_node.py` with these words; what it said."""
+    """`run_node.py` with these words; what it said. Logging stays as it is: its stream would outlive the capture."""
+    monkeypatch.setattr(run_node, "configure", lambda *_: None)
 
     def call(*words: object, code: int = 0) -> str:
         monkeypatch.setattr("sys.argv", ["run_node.py", *map(str, words)])

@@ -47,16 +47,9 @@ def test_atheris_finds_nothing(name, request, capsys):
     if "fuzz" not in request.config.getoption("markexpr"):
         pytest.skip("run with: make fuzz")
     assert importlib.util.find_spec("atheris"), "atheris is not installed; run: make fuzz"
-    command = [sys.executable, "-m", "tests.fuzz.run", name]
-    done = subprocess.run(
-        [*command, "--seconds", str(SECONDS)], cwd=ROOT, capture_output=True, text=True, timeout=SECONDS + 600
-    )
-    said = (done.stdout + done.stderr).splitlines()
-    figures = {line.split()[0].strip(":"): line.split()[-1] for line in said if line.startswith("stat::")}
+    command = [sys.executable, "-m", "tests.fuzz.run", name, "--seconds", str(SECONDS)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS + 600)
+    said = (done.stderr + done.stdout).splitlines()
     with capsys.disabled():
-        executed, most = (figures.get(f"stat::{s}", "?") for s in ("number_of_executed_units", "peak_rss_mb"))
-        print(
-            f"{name:24} {executed:>10} inputs, at most {most} MiB {'' if done.returncode == 0 else 'FAILED'}"
-        )
-    found = sorted(map(str, (ROOT / FOLDER / name).glob("*-*")))
-    assert done.returncode == 0, "\n".join([*said[-60:], f"again: {' '.join([*command, *found[-1:]])}"])
+        print(said[-1])
+    assert done.returncode == 0, "\n".join(said[-60:])

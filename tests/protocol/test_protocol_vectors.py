@@ -350,7 +350,9 @@ def evidence_file() -> audit.EvidenceFile:
 
 
 def ces_key() -> home._Secrets:
-    return home._Secrets("diptych-home/1", ces.CesSigner(KEYS["doctor"]).to_bytes(), None, None)
+    return home._Secrets(
+        "diptych-home/1", filled("network", 32), ces.CesSigner(KEYS["doctor"]).to_bytes(), None, None
+    )
 
 
 def enrolled() -> home._Enrolled:
