@@ -97,6 +97,7 @@ def node(
     """
     from configs.signer import signer_of
     from crypto.dkg import HolderKey
+    from crypto.sign import SigningKey
 
     settings, passphrase = _load(NodeSettings, config, http_port)
     _, chains = load_network(settings.network)
