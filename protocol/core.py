@@ -35,10 +35,10 @@ from protocol.block import (
     Want,
     validators_hash,
 )
-from protocol.epochs import Handover, next_members, successor
+from protocol.epochs import Handover, next_change, successor
 from protocol.evidence import Evidence, conflict
-from protocol.genesis import Member
 from protocol.mempool import Mempool, Pending, is_admissible
+from protocol.tx import ChangeMembers
 
 DRIFT_MS = 2_000
 """How far ahead of the own clock a block's time may be."""
@@ -174,7 +174,7 @@ class _Held:
     id: bytes
     entries: tuple[Pending, ...]
     is_valid: bool
-    next_members: tuple[Member, ...] | None
+    change: ChangeMembers | None
     """Set when this block or an ancestor above the tip ends the epoch."""
 
 
@@ -553,11 +553,11 @@ class Core:
         height, time_ms, taken = self._above(parent_id)
         genesis = self.committee.genesis
         time_ms = max(self._wall_ms, time_ms + 1)
-        members = self._next_members(parent_id)
+        change = self._change(parent_id)
         entries: list[Pending] = []
-        if members is None:
+        if change is None:
             entries = self.mempool.fill(taken, genesis.max_block_txs, genesis.max_block_bytes, time_ms)
-            members = next_members(self.committee, (e.tx for e in entries))
+            change = next_change(self.committee, (e.tx for e in entries))
         if not entries and self._now < self._overdue_at():
             return
         raw = tuple(e.raw for e in entries)
@@ -572,11 +572,11 @@ class Core:
             len(raw),
             time_ms,
             self.committee.validators_hash,
-            self._next_hash(members),
+            self._next_hash(change),
             self.me,  # type: ignore[arg-type]
         )
         block = Block(header, raw, skips)
-        self._hold(_Held(block, header.id, tuple(entries), True, members))
+        self._hold(_Held(block, header.id, tuple(entries), True, change))
         proposal = Proposal(block, self._certificate_of(parent_view), self._sign("notarize", view, header.id))
         self._proposals[view] = proposal
         self._waiting_since = self._now if self._waiting_since is None else self._waiting_since
@@ -613,14 +613,14 @@ class Core:
         final = self.tip.certificate
         return self._notarizations.get(view) or (final if final and final.view == view else None)
 
-    def _next_members(self, parent_id: bytes) -> tuple[Member, ...] | None:
-        """The members after this epoch, if a held parent ends it; what is built on it is empty (rule "Members and epochs")."""
+    def _change(self, parent_id: bytes) -> ChangeMembers | None:
+        """What ends this epoch, if a held parent does; what is built on it is empty (rule "On top of it")."""
         parent = self._held.get(parent_id)
-        return parent.next_members if parent else None
+        return parent.change if parent else None
 
-    def _next_hash(self, members: tuple[Member, ...] | None) -> bytes:
+    def _next_hash(self, change: ChangeMembers | None) -> bytes:
         committee = self.committee
-        return validators_hash(committee.genesis, members) if members else committee.validators_hash
+        return validators_hash(committee.genesis, change.members) if change else committee.validators_hash
 
     def _above(self, parent_id: bytes) -> tuple[int, int, set[bytes]]:
         """Height and time of a held parent, and the transaction ids of its unfinalized ancestry."""
@@ -752,8 +752,8 @@ class Core:
         entries = [is_admissible(self.mempool, raw, header.time_ms) for raw in block.txs]
         admitted = tuple(e for e in entries if e)
         ids = {e.id for e in admitted}
-        inherited = self._next_members(header.parent)
-        members = inherited or next_members(self.committee, (e.tx for e in admitted))
+        inherited = self._change(header.parent)
+        change = inherited or next_change(self.committee, (e.tx for e in admitted))
         is_valid = (
             len(admitted) == len(block.txs) == len(ids) <= genesis.max_block_txs
             and sum(map(len, block.txs)) <= genesis.max_block_bytes
@@ -761,10 +761,10 @@ class Core:
             and header.time_ms > time_ms
             and ids.isdisjoint(taken)
             and self._parent_view_is(header)
-            and header.next_validators_hash == self._next_hash(members)
+            and header.next_validators_hash == self._next_hash(change)
             and not (inherited and block.txs)
         )
-        return _Held(block, block_id, admitted, is_valid, members)
+        return _Held(block, block_id, admitted, is_valid, change)
 
     def _parent_view_is(self, header: Header) -> bool:
         parent = self._held.get(header.parent)
@@ -833,7 +833,7 @@ class Core:
         for held in path:
             if not held.is_valid:
                 return self._halt(f"the finalized block at height {held.block.header.height} is not valid")
-        final = [h for h in path if not self._next_members(h.block.header.parent)]
+        final = [h for h in path if not self._change(h.block.header.parent)]
         links = tuple(h.block.header for h in path[len(final) :])
         self._finish([(h.block, h.entries) for h in final], links, cert)
 
@@ -858,20 +858,20 @@ class Core:
     def _end_epoch(
         self, last: Header, entries: tuple[Pending, ...], links: tuple[Header, ...], cert: Certificate
     ) -> None:
-        """Hand over to the members that the last block names (rule "Members and epochs").
+        """Hand over to the members that the last block names (rule "Hand over").
 
         A lost journal may hold votes of the next epoch, unless the last block came in a view of which the abstention had shown that the
         member had never been there: then it had not seen the end of this epoch either. In doubt it asks again (rule "Rejoin").
         """
-        members = next_members(self.committee, (e.tx for e in entries))
-        if self._next_hash(members) != last.next_validators_hash or members is None:
+        change = next_change(self.committee, (e.tx for e in entries))
+        if change is None or self._next_hash(change) != last.next_validators_hash:
             return self._halt(f"the block at height {last.height} names members that no change in it names")
-        self._effects.append(EpochEnded(Handover(last, links, cert, members)))
+        self._effects.append(EpochEnded(Handover(last, links, cert, change)))
         is_whole = self.abstain_until is not None and last.view > self.abstain_until
         if self.abstain_until != 0:
             self.abstain_until = 0 if is_whole else None
             self._effects.append(SaveAbstention(self.abstain_until))
-        self.next_committee = successor(self.committee, last, members)
+        self.next_committee = successor(self.committee, last, change.members)
 
     def next_epoch(self, key: Ed25519Signer | None) -> "Core":
         """The engine of the epoch after this one, which must be over; `key` is the member's key in it, which may be a new one."""

@@ -22,6 +22,7 @@ from protocol.core import EpochEnded, Finalized, Halted, Record, SaveBlock, Save
 from protocol.epochs import Handover, successor
 from protocol.evidence import conflict
 from protocol.genesis import Genesis, Member
+from protocol.tx import ChangeMembers
 from tests.dealer import share_point
 from tests.simulation.cluster import ADMINS, change_tx
 
@@ -51,6 +52,13 @@ def certificate(
     """Signed by members of whatever place the committee gives them."""
     places = {committee.keys.index(KEYS[s].public): KEYS[s] for s in signers}
     return committee.certify(committee.sign(k, i, kind, view, block) for i, k in places.items())  # type: ignore[arg-type]
+
+
+def agreed(epoch: int, members: tuple[Member, ...], admins: int = 2) -> ChangeMembers:
+    change = ChangeMembers(epoch, members, ())
+    for admin in ADMINS[:admins]:
+        change = change.approve(GENESIS, admin)
+    return change
 
 
 class Journal:
@@ -129,7 +137,7 @@ class Journal:
     ) -> bytes:
         """The last block of the epoch, final by itself or by empty blocks in the views of `helpers`."""
         members = tuple(MEMBERS[p] for p in places)
-        after = validators_hash(GENESIS, members)
+        change, after = agreed(self.committee.epoch, members), validators_hash(GENESIS, members)
         last_id = self.block(view, skips, mark, (change_tx(GENESIS, self.committee.epoch, members),), after)
         last, height = self.waiting[-1].header, self.height
         for helper in helpers:
@@ -137,7 +145,7 @@ class Journal:
         links = tuple(b.header for b in self.waiting if b.header.height > height)
         cert = self.certificate("finalize", self.view, self.head_id)
         final = tuple((b, ()) for b in self.waiting if b.header.height <= height)
-        self.store.apply([Finalized(final, cert), EpochEnded(Handover(last, links, cert, members))])
+        self.store.apply([Finalized(final, cert), EpochEnded(Handover(last, links, cert, change))])
         self.waiting.clear()
         self.committee = successor(self.committee, last, members)
         self.head_id, self.height, self.view, self.time_ms = last_id, height, 0, last.time_ms
@@ -293,7 +301,7 @@ def test_a_fork_in_a_later_epoch_names_its_makers_by_their_places_in_that_epoch(
     assert report.fork == 2
     assert {pair.first.signer for _, pair in report.convictions} == {1, 2}
     assert {name for name, epoch, _ in names(report) if epoch == 1} == {"n1", "n2"}
-    assert [MEMBERS[p] for p in TURNED] == list(report.handovers[0].members)
+    assert [MEMBERS[p] for p in TURNED] == list(report.handovers[0].change.members)
 
 
 @pytest.mark.parametrize("places", [TURNED, ONLY_B])
@@ -401,16 +409,18 @@ def test_a_block_of_another_epoch_below_a_certified_one_is_refused(journals, epo
         audit.audit([a.path, b.path], GENESIS)
 
 
-def test_nobody_is_framed_by_an_end_of_an_epoch_that_no_quorum_signed(journals):
+@pytest.mark.parametrize(("admins", "quorum"), [(2, False), (1, True), (0, True)])
+def test_nobody_is_framed_by_an_end_of_an_epoch_that_no_quorum_signed_or_no_admins(journals, admins, quorum):
     a, _ = journals
     a.end(1, TURNED)
     true = a.store.handovers(0)[0]
-    framed = tuple(
-        msgspec.structs.replace(m, key=KEYS[5].public if i == 0 else m.key) for i, m in enumerate(MEMBERS[:4])
-    )
-    header = msgspec.structs.replace(true.header, next_validators_hash=validators_hash(GENESIS, framed))
-    proof = msgspec.structs.replace(true.finalization, block=header.id)
-    false = msgspec.structs.replace(true, header=header, members=framed, finalization=proof)
+    replace = msgspec.structs.replace
+    framed = tuple(replace(m, key=KEYS[5].public if i == 0 else m.key) for i, m in enumerate(MEMBERS[:4]))
+    header = replace(true.header, next_validators_hash=validators_hash(GENESIS, framed))
+    proof = certificate("finalize", 1, header.id, SIDE_A)
+    if not quorum:
+        proof = replace(true.finalization, block=header.id)
+    false = replace(true, header=header, change=agreed(0, framed, admins), finalization=proof)
     committee = successor(COMMITTEE, header, framed)
     votes = [committee.sign(KEYS[5], 0, "notarize", 1, bytes([i]) * 32) for i in (1, 2)]
     pair = conflict(committee, *votes)
@@ -482,7 +492,7 @@ def test_evidence_of_a_later_epoch_convinces_nobody_without_every_handover_befor
     first, second = good.handovers
     replace = msgspec.structs.replace
     assert audit.verify(encode(good), GENESIS)
-    swapped = replace(second, members=first.members)
+    swapped = replace(second, change=first.change)
     for handovers in ((), (first,), (second,), (second, first), (first, swapped), (first, first)):
         with pytest.raises(Unauthentic):
             audit.verify(encode(replace(good, handovers=handovers)), GENESIS)

@@ -708,9 +708,9 @@ def journals_opened(data: bytes) -> None:
         with contextlib.suppress(DiptychError, sqlite3.DatabaseError):
             _open(folder)
         with refused:
-            found = audit(folder / JOURNAL, disk() / "backup" / JOURNAL, GENESIS)
+            found = audit([folder / JOURNAL, disk() / "backup" / JOURNAL], GENESIS)
             assert found.fork is None
-            assert not found.pairs
+            assert not found.convictions
 
 
 def _open(folder: Path) -> None:

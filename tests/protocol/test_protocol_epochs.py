@@ -41,7 +41,7 @@ from protocol.core import (
     ServeChain,
     anchor_tip,
 )
-from protocol.epochs import Handover, decode_handover, follow, next_members, successor
+from protocol.epochs import Handover, decode_handover, follow, next_change, successor
 from protocol.genesis import Genesis, Member
 from protocol.mempool import Mempool
 from protocol.tx import Approval, ChangeMembers, Tx, decode_tx
@@ -135,7 +135,7 @@ STRANGE = Approval(1, CLIENT.sign("members", encode((GENESIS.hash, 0, NEXT))))
 def test_approvals_that_are_doubled_moved_or_forged_count_for_nothing(approvals):
     with pytest.raises((Denied, Unauthentic)):
         REPLACE(GOOD, approvals=approvals).check(FIRST)
-    assert next_members(FIRST, [sent(REPLACE(GOOD, approvals=approvals))]) is None
+    assert next_change(FIRST, [sent(REPLACE(GOOD, approvals=approvals))]) is None
 
 
 def test_approvals_are_for_one_chain_one_epoch_and_these_members_in_this_order():
@@ -217,7 +217,8 @@ PLAIN = decode_tx(request_tx(1))
     ],
 )
 def test_of_the_changes_in_a_block_the_first_valid_one_counts(txs, members):
-    assert next_members(FIRST, txs) == members
+    change = next_change(FIRST, txs)
+    assert (change and change.members) == members
 
 
 def receipts(state: State, height: int, *changes: ChangeMembers) -> list[contract.Receipt]:
@@ -259,9 +260,9 @@ def test_the_contract_and_consensus_always_agree_on_the_members(blocks):
             for epoch, places, count in block
         ]
         receipts(state, height, *made)
-        members = next_members(committee, map(sent, made))
-        if members:
-            committee = Committee(GENESIS, committee.epoch + 1, members)
+        change = next_change(committee, map(sent, made))
+        if change:
+            committee = Committee(GENESIS, committee.epoch + 1, change.members)
         assert get_members(state, GENESIS) == (committee.epoch, committee.members)
 
 
@@ -323,9 +324,13 @@ FORGED = {
     "links turned": REPLACE(HANDOVER, links=HANDOVER.links[::-1]),
     "a link twice": REPLACE(HANDOVER, links=(HANDOVER.links[0], *HANDOVER.links)),
     "the header among the links": REPLACE(HANDOVER, links=(HANDOVER.header, *HANDOVER.links)),
-    "fewer members": REPLACE(HANDOVER, members=HANDOVER.members[:4]),
-    "members turned": REPLACE(HANDOVER, members=HANDOVER.members[::-1]),
-    "another key": REPLACE(HANDOVER, members=(*HANDOVER.members[:4], REPLACE(MEMBERS[5], name="n4"))),
+    "other members": REPLACE(HANDOVER, change=approved(*ADMINS, members=NEXT[:4])),
+    "members turned": REPLACE(HANDOVER, change=approved(*ADMINS, members=NEXT[::-1])),
+    "another key": REPLACE(
+        HANDOVER, change=approved(*ADMINS, members=(*NEXT[:4], REPLACE(MEMBERS[5], name="n4")))
+    ),
+    "an approval less": REPLACE(HANDOVER, change=approved(ADMINS[1])),
+    "another epoch's change": REPLACE(HANDOVER, change=approved(*ADMINS, epoch=1)),
     "a block that only helped as the last": REPLACE(
         HANDOVER, header=HANDOVER.links[0], links=HANDOVER.links[1:]
     ),
@@ -353,9 +358,22 @@ SIGNED_BY_A_QUORUM = {
     "of another chain": resigned(REPLACE(HANDOVER.header, chain_id="other")),
     "of another epoch": resigned(REPLACE(HANDOVER.header, epoch=1)),
     "by other members": resigned(REPLACE(HANDOVER.header, validators_hash=bytes(32))),
-    "naming others than told": resigned(HANDOVER.header, members=MEMBERS[:3]),
+    "naming others than told": resigned(HANDOVER.header, change=approved(*ADMINS, members=MEMBERS[:3])),
+    "whom no admin approved": resigned(
+        REPLACE(HANDOVER.header, next_validators_hash=validators_hash(GENESIS, MEMBERS[4:])),
+        change=ChangeMembers(0, MEMBERS[4:], ()),
+    ),
+    "whom too few admins approved": resigned(
+        REPLACE(HANDOVER.header, next_validators_hash=validators_hash(GENESIS, MEMBERS[4:])),
+        change=approved(ADMINS[0], members=MEMBERS[4:]),
+    ),
+    "whom the admins approved for later": resigned(
+        REPLACE(HANDOVER.header, next_validators_hash=validators_hash(GENESIS, MEMBERS[4:])),
+        change=approved(*ADMINS, epoch=1, members=MEMBERS[4:]),
+    ),
     "naming the same members": resigned(
-        REPLACE(HANDOVER.header, next_validators_hash=FIRST.validators_hash), members=FIRST.members
+        REPLACE(HANDOVER.header, next_validators_hash=FIRST.validators_hash),
+        change=approved(*ADMINS, members=FIRST.members),
     ),
     "without a transaction": resigned(REPLACE(HANDOVER.header, tx_count=0)),
     "with a transaction on top": resigned(HANDOVER.header, REPLACE(HANDOVER.links[0], tx_count=1)),

@@ -246,7 +246,7 @@ def proof() -> evidence.Evidence:
 
 def handover() -> epochs.Handover:
     header = a_block().header
-    return epochs.Handover(header, (), certificate("finalize", 65, header.id), change().members)
+    return epochs.Handover(header, (), certificate("finalize", 65, header.id), change())
 
 
 def the_index_key() -> index_key.IndexKey:

@@ -366,7 +366,7 @@ class Cluster:
             blocks.append(self.block(helper, parent=blocks[-1].header, committee=committee, **after))
         header, last = blocks[0].header, blocks[-1].header
         proof = self.certificate("finalize", last.view, last.id, committee=committee)
-        return blocks, Handover(header, tuple(b.header for b in blocks[1:]), proof, action.members)
+        return blocks, Handover(header, tuple(b.header for b in blocks[1:]), proof, action)
 
     def proposal(
         self, block: Block, parent_cert: Certificate | None = None, committee: Committee | None = None
@@ -498,7 +498,7 @@ class Cluster:
                         f" (view {header.view}, {len(entries)} tx)"
                     )
             case EpochEnded(handover):
-                members = " ".join(m.name for m in handover.members)
+                members = " ".join(m.name for m in handover.change.members)
                 self.say(
                     f"{who} sees the epoch end at height {handover.header.height}; next members: {members}"
                 )
