@@ -33,6 +33,8 @@ from protocol.tx import Action, Tx
 T = TypeVar("T")
 TX_LIFETIME_MS = 120_000
 MAX_ANSWER = 8 << 20
+MAX_LOG = 100_000
+"""Receipts of one access log; without end, it would fill the memory of whoever asks."""
 """Bytes of any server's answer, unless the request says otherwise in its extension `max_answer`."""
 MAX_RETRY_AFTER = 30.0
 PAUSE = 0.2
@@ -200,9 +202,12 @@ class ChainClient:
             response = checked(self._http.get(f"{url}/v1/tx/{tx_id.hex()}", params=wait))
         if response.status_code == 202:
             raise NotFound("the transaction is not final yet")
-        receipt = decode_receipt(_encoded(response.json()))
+        try:
+            receipt = decode_receipt(_encoded(response.json()))
+        except (Malformed, ValueError, RecursionError):
+            raise Unavailable(_OTHER_FORM) from None  # another node may do better
         if receipt.tx != tx_id:
-            raise Unauthentic("a node answered with the receipt of another transaction")
+            raise Unavailable("a node answered with the receipt of another transaction")
         return receipt
 
     def _willing(self) -> list[str]:
@@ -242,10 +247,10 @@ class ChainClient:
 
         def ask(url: str) -> dict[str, Any]:
             try:
-                found: dict[str, Any] = checked(self._http.get(f"{url}/v1/status", timeout=3)).json()
-                return found
+                found = checked(self._http.get(f"{url}/v1/status", timeout=3)).json()
             except (httpx2.HTTPError, DiptychError, ValueError, RecursionError):
-                return {"error": "does not answer", "url": url}
+                found = None
+            return found if isinstance(found, dict) else {"error": "does not answer", "url": url}
 
         with ThreadPoolExecutor(len(self._urls)) as pool:
             return sorted(pool.map(ask, self._urls), key=lambda s: str(s.get("node", "~")))
@@ -320,6 +325,8 @@ class ChainClient:
                 raise Malformed("a node's access log holds requests for other records, or is out of order")
             receipts += found
             last = places[-1]
+            if len(receipts) > MAX_LOG:
+                raise Malformed(f"a node's access log has more than {MAX_LOG} entries, which no record has")
         return receipts
 
     # --- the index key and releases -----------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def newest(committee: Committee, urls: Iterable[str]) -> Committee:
 def _ask(http: httpx2.Client, url: str, epoch: int) -> tuple[bytes, ...]:
     with http.stream("GET", f"{url}/v1/epochs", params={"from": epoch}) as response:
         data = b""
-        for chunk in response.iter_bytes():
+        for chunk in response.iter_raw():  # not unpacked: it could unpack to anything
             data += chunk
             if len(data) > MAX_ANSWER:
                 return ()

@@ -20,6 +20,7 @@ from protocol.contract import Receipt
 from protocol.genesis import Genesis, Member
 from protocol.network import ChainAddresses, NodeAddress, Service
 from protocol.record import BlobRef, DownloadHead, Envelope, Index, View, decode_envelope
+from protocol.tx import Request
 from tests.dealer import share_point
 
 KEY = SigningKey(b"k" * 32)
@@ -168,6 +169,35 @@ def test_an_access_log_comes_in_pages_in_the_order_of_the_chain():
 def test_an_access_log_that_cannot_be_true_is_refused(lie: bytes):
     with chain(saying(lie)) as client, pytest.raises(Malformed):
         client.access_log(RECORD)
+
+
+def shown(of: Receipt) -> bytes:
+    return json.dumps({"encoded": encode(of).hex()}).encode()
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        b"",
+        b"no JSON",
+        b"\x99",
+        b"[" * 100_000,
+        b"[]",
+        b'{"encoded": "zz"}',
+        b'{"encoded": "00"}',
+        shown(receipt(1)),
+    ],
+    ids=["nothing", "no JSON", "no UTF-8", "deep", "a list", "no hex", "no receipt", "another's receipt"],
+)
+def test_a_node_that_answers_a_transaction_with_nonsense_counts_as_one_that_does_not_answer(lie: bytes):
+    with chain(saying(lie)) as client, pytest.raises(Unavailable, match="made the transaction final"):
+        client.send(KEY, Request(RECORD, "research"), seconds=0.1)
+
+
+@pytest.mark.parametrize("lie", [b"[" * 100_000, b"[]", b'"up"', b"\x99"])
+def test_a_status_that_is_none_counts_as_no_answer(lie: bytes):
+    with chain(saying(lie)) as client:
+        assert [s["error"] for s in client.status()] == ["does not answer"]
 
 
 # --- the cloud ---------------------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import random
 import shutil
+import socket
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 import httpx2
 import msgspec
 import structlog
-import trio
 from starlette.applications import Starlette
 
 import node.api as node_api
@@ -26,16 +25,16 @@ from cloudstub.server import create_app as cloud_app
 from configs.faults import NodeFaults
 from crypto.codec import Decoder, encode
 from crypto.errors import DiptychError
-from node import daemon
+from node import daemon, p2p, tls
 from node.backup import MANIFEST, Manifest, backup, restore
 from node.chaos import Faults, admin
 from node.daemon import Node, decode_batch
-from node.frames import HEADER, PING
+from node.frames import HEADER, LIMITS, PING, BrokenRules, Cutter
 from node.ledger import Ledger
-from node.net import MAX_BODY, Chan, Event, PeerUp, Received
+from node.net import MAX_BODY, Chan, Event, Peer, PeerUp, Received
+from node.p2p import P2PNet
 from node.p2p import _Link as P2PLink
 from node.store import JOURNAL, LEDGER, Store
-from node.tls import _Link as TlsLink
 from protocol import merkle
 from protocol.block import Chain, Message, Proposal, Status, Vote, Votes, decode_message
 from protocol.contract import decode_person, decode_receipt, decode_record
@@ -53,9 +52,8 @@ from protocol.record import (
 )
 from protocol.tx import Request, decode_tx
 from tests.cloudstub import cloudstub_world as cloud_world
-from tests.fuzz.examples import example
 from tests.fuzz.recorded import COMMITTEE, GENESIS, KEYS, LIAR, ME, chain_messages, transaction
-from tests.fuzz.targets import NOW, SCRATCH, SEAL, TARGETS, USER, refused, target, transactions
+from tests.fuzz.targets import NOW, SCRATCH, SEAL, TARGETS, USER, objects, refused, target, transactions
 from tests.simulation.cluster import WALL0
 from tests.simulation.oracle import Invariants
 
@@ -321,88 +319,160 @@ def _undecodable(chan: Chan, body: bytes) -> int:
     return count
 
 
-# --- framing --------------------------------------------------------------------------------------------------------------------------
+# --- transports -----------------------------------------------------------------------------------------------------------------------
 
 
-def streams() -> list[bytes]:
+def frame_streams() -> list[bytes]:
     small = HEADER.pack(0, 3) + b"abc" + HEADER.pack(PING, 0) + HEADER.pack(3, 0)
     large = HEADER.pack(1, 70_000) + bytes(65_536) + HEADER.pack(1, 4464) + bytes(4464)
     return [small, large, small + large, HEADER.pack(0, 1 << 20) + b"x"]
 
 
-class _Sink:
-    """What a link reports to: the frames, and why it ended."""
+CUTTERS = [(LIMITS, tls._PIECE), *((limits, LIMITS[Chan.PROPOSAL]) for limits in p2p._STREAMS.values())]
+
+
+@target(frame_streams, is_tree=False, max_bytes=1 << 18)
+def frames_cut(data: bytes) -> None:
+    """The same frames however a member's stream is cut; none over its limit, and no more kept than is missing of one."""
+    for limits, piece in CUTTERS:
+        results = []
+        for size in (1 << 20, 7) if len(data) <= 1 << 14 else (1 << 20,):
+            cutter, found = Cutter(limits, piece), []
+            with contextlib.suppress(BrokenRules):
+                for at in range(0, len(data), size):
+                    found += cutter.cut(data[at : at + size])
+                    assert len(cutter._buffer) <= HEADER.size + piece
+            assert all(len(body) <= limits[chan] for chan, body in found)
+            results.append(found)
+        assert results[0] == results[-1]
+
+
+class Wire(asyncio.Transport):
+    """From one link to another in this process; what is written before there is another is kept."""
 
     def __init__(self) -> None:
-        self.frames: list[tuple[int, bytes]] = []
-        self.why: str | None = None
+        super().__init__()
+        self.written = bytearray()
+        self.other: P2PLink | None = None
 
-    def _on_up(self, link: TlsLink) -> None:
-        link.was_up = True
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self.other is None:
+            self.written += data
+        else:
+            asyncio.get_running_loop().call_soon(self.other.data_received, bytes(data))
 
-    def _on_frame(self, _: TlsLink, chan: Chan, body: bytes) -> None:
-        self.frames.append((int(chan), body))
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return SOCKET if name == "socket" else default
 
-    def _on_end(self, _: TlsLink, why: str) -> None:
-        self.why = why
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
 
-
-class _Wire(asyncio.Transport):
     def abort(self) -> None:
         pass
 
 
-@target(streams, is_tree=False, max_bytes=1 << 18)
-def tls_framed(data: bytes) -> None:
-    """The same frames however the stream is cut; nothing over its limit is ever put together."""
-    results = []
-    for size in (1 << 20, 7):
-        sink = _Sink()
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        link = loop.run_until_complete(_tls_link(sink))
-        for at in range(0, min(len(data), 1 << 14 if size == 7 else len(data)), size):
-            if sink.why is None:
-                link.data_received(data[at : at + size])
-                assert len(link._buffer) <= (1 << 16) + HEADER.size + size
-        loop.close()
-        assert all(len(body) <= MAX_BODY[Chan(chan)] for chan, body in sink.frames)
-        results.append(sink.frames)
-    if len(data) <= 1 << 14:
-        assert results[0] == results[1]
+SOCKET = socket.socket()
+IDENTITIES = {name: name.encode() * 32 for name in "ab"}
 
 
-async def _tls_link(sink: _Sink) -> TlsLink:
-    link = TlsLink(sink, {}, is_dialled=False)  # type: ignore[arg-type]
-    link._transport = _Wire()
+def net_of(me: str) -> P2PNet:
+    peers = [Peer(n, p2p.identity_of(seed), "127.0.0.1", 1) for n, seed in IDENTITIES.items() if n != me]
+    made = P2PNet(
+        chain_id="fuzz",
+        identity_seed=IDENTITIES[me],
+        me=me,
+        listen_host="127.0.0.1",
+        listen_port=1,
+        peers=peers,
+    )
+    made._on_event = lambda event: None
+    return made
+
+
+NETS = {name: net_of(name) for name in IDENTITIES}
+
+
+def connected(me: str) -> P2PLink:
+    """Node a dials, node b accepts."""
+    identity = next(iter(NETS["a"]._outbound)) if me == "a" else None
+    link, _ = NETS[me]._new_link(identity)
+    assert isinstance(link, P2PLink)
+    link.connection_made(Wire())
     return link
 
 
-class _Stream:
-    def __init__(self, data: bytes, size: int) -> None:
-        self._left = [data[at : at + size] for at in range(0, len(data), size)]
+def greetings() -> list[bytes]:
+    """What a dialler that nobody answers says first, and what multistream-select looks like."""
 
-    async def read(self, _: int) -> bytes:
-        return self._left.pop(0) if self._left else b""
+    async def first() -> bytes:
+        link = connected("a")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(link.set_up(), 0.01)
+        return bytes(link._transport.written)  # type: ignore[union-attr]
+
+    words = (b"/multistream/1.0.0", b"/noise", b"ls", b"na")
+    return [asyncio.run(first()), b"".join(bytes([len(w) + 1]) + w + b"\n" for w in words), b"\xff" * 20]
 
 
-@target(streams, is_tree=False, max_bytes=1 << 18)
-def p2p_framed(data: bytes) -> None:
-    """As `tls_framed`, for each of the two streams of a libp2p link."""
+@target(greetings, is_tree=False, max_bytes=1 << 15)
+def strangers_heard(data: bytes) -> None:
+    """Whoever reaches the port, before the Noise handshake has ended: no link, nothing kept beyond what a handshake may take."""
 
-    async def read(kind: str, size: int) -> tuple[list[tuple[int, bytes]], str]:
-        found: list[tuple[int, bytes]] = []
-        link = P2PLink("n1", None, None)
-        link.streams[kind] = _Stream(data[: 1 << 14] if size == 7 else data, size)
-        await link.read(kind, lambda _, chan, body: found.append((chan, body)))
-        return found, link.why
+    async def talk() -> None:
+        link = connected("b")
+        setting_up = asyncio.create_task(link.set_up())
+        for at in range(0, len(data), 1 + len(data) // 3):
+            link.data_received(data[at : at + 1 + len(data) // 3])
+            assert len(link._raw._buffer) <= p2p._TALK
+            for _ in range(4):
+                await asyncio.sleep(0)
+        link.end("enough")
+        setting_up.cancel()
+        with contextlib.suppress(BaseException):  # as where it is awaited in a node
+            await setting_up
+        assert not link.was_up
 
-    for kind in ("ctl", "bulk"):
-        whole, why = trio.run(read, kind, 1 << 20)
-        assert why
-        assert all(len(body) <= MAX_BODY[Chan(chan)] for chan, body in whole)
-        if len(data) <= 1 << 14:
-            assert trio.run(read, kind, 7) == (whole, why)
+    asyncio.run(talk())
+
+
+def yamux_streams() -> list[bytes]:
+    frame = HEADER.pack(0, 3) + b"abc"
+    data = p2p._FRAME.pack(0, 0, 0, 1, len(frame)) + frame
+    window, ping = p2p._FRAME.pack(0, 1, 0, 3, 1 << 20), p2p._FRAME.pack(0, 2, 1, 0, 7)
+    large = HEADER.pack(1, 50_000) + bytes(50_000)
+    bulk = p2p._FRAME.pack(0, 0, 0, 3, len(large)) + large
+    return [
+        data,
+        window + ping,
+        bulk + data,
+        p2p._FRAME.pack(0, 0, 1, 5, 4) + b"more",
+        p2p._FRAME.pack(0, 3, 0, 0, 0),
+    ]
+
+
+@target(yamux_streams, is_tree=False, max_bytes=1 << 17)
+def yamux_heard(data: bytes) -> None:
+    """A member that makes up the frames of Yamux on a link that is up: frames of ours within their limits, or the end of the link."""
+    found: list[Event] = []
+
+    async def talk() -> None:
+        dialler, acceptor = connected("a"), connected("b")
+        dialler._transport.other, acceptor._transport.other = acceptor, dialler  # type: ignore[union-attr]
+        await asyncio.wait_for(asyncio.gather(dialler.set_up(), acceptor.set_up()), 20)
+        NETS["b"]._on_event = found.append
+        for at in range(0, len(data), 60_000):
+            dialler._write_plain(data[at : at + 60_000])
+            await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert acceptor._has_ended or len(acceptor._muxed) <= p2p._FRAME.size
+        assert len(acceptor._sealed) <= 1 << 16
+        assert len(acceptor._numbers) == len(p2p._STREAMS)
+        for link in (dialler, acceptor):
+            link.end("enough")
+
+    asyncio.run(talk())
+    assert all(len(e.body) <= MAX_BODY[e.chan] for e in found if isinstance(e, Received))
 
 
 # --- HTTP -------------------------------------------------------------------------------------------------------------------------------
@@ -549,7 +619,12 @@ def answers() -> list[bytes]:
 
 
 def one(decode: Decoder[Any]) -> bytes:
-    return encode(example(decode._decoder.type, random.Random(1)))
+    """An object of the kind that `decode` takes."""
+    for data in objects():
+        with refused:
+            decode(data)
+            return data
+    raise LookupError(decode._what)
 
 
 @target(answers)

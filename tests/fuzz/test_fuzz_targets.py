@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
+from node import api as node_api
+from node import daemon
 from tests.fuzz import systems
 from tests.fuzz.mutation import mutate
 from tests.fuzz.run import FOLDER
@@ -21,8 +24,12 @@ SECONDS = int(os.environ.get("FUZZ_SECONDS", "60"))
 
 @pytest.fixture(scope="module", autouse=True)
 def parts() -> Iterator[None]:
+    """What the targets start, and what they change in the modules under them, ends with them."""
+    before = daemon.wall_ms, node_api.MAX_WAIT_S
     yield
     systems.stop()
+    daemon.wall_ms, node_api.MAX_WAIT_S = before
+    structlog.reset_defaults()
 
 
 @pytest.mark.parametrize("name", TARGETS)
