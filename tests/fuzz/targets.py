@@ -232,6 +232,7 @@ def configs_loaded(data: bytes) -> None:
     with refused:
         where = network.from_toml(text)
         assert network.from_toml(network.to_toml(where)) == where
+    SCRATCH.mkdir(exist_ok=True)
     file = SCRATCH / "config.toml"
     file.write_bytes(data)
     for load in (NodeSettings.load, CloudSettings.load, NetworkSettings.load, load_scenario, load_profile):
