@@ -5,12 +5,14 @@ and change the addresses in `network.toml`.
 """
 
 import os
+import random
 import secrets
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -34,16 +36,22 @@ from protocol.network import ChainAddresses, Network, NodeAddress, Service, spli
 
 ADMINS, ADMIN_QUORUM = 3, 2
 """Keys that may change the members of the chains, and how many of them must agree."""
+DAEMON_PORTS = range(20_000, 32_000)
 RUN_NODE = Path(__file__).resolve().parent.parent / "run_node.py"
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Distinct ports nobody listens on now."""
-    sockets = [socket.create_server((host, 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+    """Distinct ports nobody listens on now, below those that systems give to outgoing connections: one of these could
+    take a daemon's port while it restarts. `Unavailable` if there are not as many."""
+    with ExitStack() as stack:
+        ports: list[int] = []
+        for port in random.sample(DAEMON_PORTS, len(DAEMON_PORTS)):
+            with suppress(OSError):
+                stack.enter_context(socket.create_server((host, port)))
+                ports.append(port)
+            if len(ports) == count:
+                return ports
+    raise Unavailable(f"there are no {count} free ports from {DAEMON_PORTS.start} to {DAEMON_PORTS.stop - 1}")
 
 
 def make(folder: Path, shape: NetworkSettings) -> None:

@@ -38,6 +38,7 @@ class ChainLoad:
         self._kind = genesis.kind
         self._patient = SigningKey.generate()
         self._no_new, self._over = threading.Event(), threading.Event()
+        self._doctors: list[SigningKey] = []
         self._clients: list[threading.Thread] = []
         self._watchers: list[threading.Thread] = []
 
@@ -160,7 +161,7 @@ class ChainLoad:
         with http_client(WATCH_TIMEOUT_S) as http:
             while not self._over.wait(WATCH_S):
                 try:
-                    s = checked(http.get(f"{url}/v1/status")).json()
+                    s = self._status(http, url)
                     seen = Seen(
                         self._now(),
                         self._kind,
@@ -177,9 +178,20 @@ class ChainLoad:
                 except Trouble:
                     self._history.no_answer.append(NoAnswer(self._now(), self._kind, node))
 
+    def _status(self, http: httpx2.Client, url: str) -> Any:
+        """A node's status. A node of another chain, which has the port of one that is down, does not answer for this one."""
+        status = checked(http.get(f"{url}/v1/status")).json()
+        if status["chain_id"] != self._genesis.chain_id:
+            raise Unavailable("another chain answers at this address")
+        return status
+
     def _blocks(self, url: str, to: int) -> list[FinalBlock] | None:
         blocks = []
         with http_client(WATCH_TIMEOUT_S) as http:
+            try:
+                self._status(http, url)
+            except Trouble:
+                return None
             for height in range(1, to + 1):
                 try:
                     answer = checked(http.get(f"{url}/v1/block/{height}")).json()

@@ -5,13 +5,15 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Semaphore, Thread
 
 import httpx2
 import msgspec
 import pytest
 
 from client.chain import MAX_ANSWER, ChainClient, TooLarge, checked, http_client
+from client.chaos.history import History
+from client.chaos.load import ChainLoad
 from client.cloud import CloudClient
 from crypto.codec import encode
 from crypto.errors import DiptychError, Malformed, Unavailable
@@ -261,3 +263,24 @@ OTHER_ENVELOPE = encode(msgspec.structs.replace(decode_envelope(ENVELOPE), polic
 def test_what_the_cloud_changes_swaps_holds_back_or_adds_is_refused(lie: bytes, words: str):
     with pytest.raises(DiptychError, match=words):
         fetch(lie)
+
+
+@pytest.mark.parametrize("chain_id", ["mine", "another"])
+def test_a_chaos_run_does_not_take_another_chain_at_a_nodes_address_for_that_node(chain_id):
+    status = {"height": 7, "block": "b", "executed_height": 7, "receipts_root": "r", "evidence": 0}
+    answer = saying(json.dumps(status | {"alarm": None, "halted": None, "chain_id": chain_id}).encode())
+    requests = Semaphore(0)
+
+    def counted(handler: BaseHTTPRequestHandler) -> None:
+        answer(handler)
+        requests.release()
+
+    history, genesis = History(), Genesis("mine", "sharing", "bft", (), bytes(32), 0)
+    with server(counted) as url:
+        load = ChainLoad(genesis, {"n0": url}, history, lambda: 0.0)
+        load.start(seed=1, pause_s=0)
+        requests.acquire(timeout=10)
+        load.stop()
+        is_believed = chain_id == "mine"
+        assert (bool(history.seen), bool(history.no_answer)) == (is_believed, not is_believed)
+        assert load.read_finals() == {"n0": [] if is_believed else None}
