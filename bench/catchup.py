@@ -46,7 +46,7 @@ from protocol.core import Finalized, SaveBlock
 from protocol.identity import Credential, Role, SignedCredential
 from protocol.tx import Action, Attest, Certify, Tx
 
-BATCH, SHORT = 200, 10
+BATCH, SHORT = 200, 1000
 NAMES = [f"storage-{n}" for n in range(1, 5)]
 console = Console(soft_wrap=True)
 

@@ -26,7 +26,8 @@ def _tree(data: bytes) -> Any:
     """The value that `data` encodes, if it is a list."""
     try:
         value = msgspec.msgpack.decode(data)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        encode(value)  # which knows less than what decodes
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, TypeError):
         return None
     return value if isinstance(value, list) and value and _size(value) <= MAX_NODES else None
 
