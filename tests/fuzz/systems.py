@@ -17,6 +17,7 @@ import structlog
 from starlette.applications import Starlette
 
 import node.api as node_api
+from client import chain
 from client.audit import audit
 from client.chain import ChainClient
 from client.cloud import _read_download, _Reader
@@ -113,16 +114,20 @@ def lie(message: Message) -> Message:
     return message
 
 
+def fresh_core() -> Core:
+    restored = Restored(anchor_tip(COMMITTEE))
+    return Core(COMMITTEE, KEYS[ME], Mempool(GENESIS.chain_id), restored, 0.0, WALL0, bytes(32))
+
+
 @target(runs, max_bytes=1 << 17)
 def consensus(data: bytes) -> None:
     """The core among two honest members and a liar: I1 to I9 hold, nothing is halted, nobody honest is accused, every effect travels."""
     with refused:
         steps = _decode_steps(data)[:64]
-        oracle = Invariants(GENESIS, frozenset({LIAR}), len(KEYS))
+        oracle, core = Invariants(GENESIS, frozenset({LIAR}), len(KEYS)), fresh_core()
         oracle._bodies |= {m.block.header.id: {1, 2, 3} for m in chain_messages() if isinstance(m, Proposal)}
-        now, restored = 0.0, Restored(anchor_tip(COMMITTEE))
-        core = Core(COMMITTEE, KEYS[ME], Mempool(GENESIS.chain_id), restored, now, WALL0, bytes(32))
-        oracle.starts(ME, core, restored)
+        oracle.starts(ME, core, Restored(core.tip))
+        now = 0.0
         for number, step in enumerate(steps):
             now += min(max(step.ms, 0), 5000) / 1000
             wall = WALL0 + int(now * 1000)
@@ -648,6 +653,7 @@ def client_answered(data: bytes) -> None:
         addresses = ChainAddresses(
             "g", "00" * 32, {n: NodeAddress("127.0.0.1:1", f"http://{n}") for n in NAMES}
         )
+        chain.PAUSE = 0.0
         client = ChainClient(GENESIS, addresses)
         client.close()
         client._http = httpx2.Client(transport=httpx2.MockTransport(answer))

@@ -6,17 +6,23 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import structlog
 
+from crypto.codec import encode
+from crypto.errors import DiptychError
 from node import api as node_api
 from node import daemon
+from protocol.block import decode_message
 from tests.fuzz import systems
 from tests.fuzz.mutation import mutate
+from tests.fuzz.recorded import LIAR, chain_messages
 from tests.fuzz.run import FOLDER
 from tests.fuzz.systems import TARGETS
+from tests.simulation.cluster import WALL0
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "60"))
@@ -46,6 +52,23 @@ def test_every_target_holds_for_its_seeds_and_for_changes_of_them(name):
             (FOLDER / name).mkdir(parents=True, exist_ok=True)
             (FOLDER / name / "found").write_bytes(data)
             raise
+
+
+def test_a_core_that_a_liar_floods_stays_as_small_as_it_was():
+    core, rng = systems.fresh_core(), random.Random(5)
+    messages, taken = [encode(message) for message in chain_messages()], 0
+    for number in range(20_000):
+        now, wall = number / 1000, WALL0 + number
+        with suppress(DiptychError):
+            message = decode_message(mutate(rng.choice(messages), rng, 1 << 16))
+            core.receive(LIAR, systems.lie(message), now, wall)
+            taken += 1
+        if now >= core.next_deadline():
+            core.tick(now, wall)
+        core.take_effects()
+    assert taken > 2000
+    assert core.halted is None
+    assert sum(len(held) for held in vars(core).values() if hasattr(held, "__len__")) < 1000
 
 
 @pytest.mark.fuzz
