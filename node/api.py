@@ -186,7 +186,7 @@ class _Api:
         if len(after) != 2 or not all(part.isdecimal() and len(part) < 19 for part in after):
             raise Malformed("after must be HEIGHT.POSITION, such as 12.0")
         record = _hex(request, "record", 16)
-        receipts = await self._node.access_log(record, (int(after[0]), int(after[1])), LOG_PAGE)
+        receipts = await self._node.record_log(record, (int(after[0]), int(after[1])), LOG_PAGE)
         more = f"{receipts[-1].height}.{receipts[-1].position}" if len(receipts) == LOG_PAGE else None
         encoded = [encode(r).hex() for r in receipts]
         return JSONResponse({"receipts": hexed(receipts), "encoded": encoded, "next": more})

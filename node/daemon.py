@@ -294,8 +294,8 @@ class Node:
     async def record(self, record: bytes) -> contract.RecordEntry | None:
         return await self._in_ledger(lambda: contract.get_record(self._ledger_reader, record))
 
-    async def access_log(self, record: bytes, after: tuple[int, int], limit: int) -> list[Receipt]:
-        return await self._in_ledger(lambda: self._ledger_reader.access_log(record, after, limit))
+    async def record_log(self, record: bytes, after: tuple[int, int], limit: int) -> list[Receipt]:
+        return await self._in_ledger(lambda: self._ledger_reader.record_log(record, after, limit))
 
     async def release(self, tx_id: bytes) -> Release:
         """This node's part of a granted request: the ticket signed, its decryption share of the index entry sealed to the requester."""

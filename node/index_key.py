@@ -32,7 +32,7 @@ from protocol.index_key import (
     is_overdue,
     run_of,
 )
-from protocol.state import State
+from protocol.state import StateReader
 from protocol.tx import Close, Deal, Judge, Tx
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Holder:
 
     # --- decryption -------------------------------------------------------------------------------------------------------
 
-    def decryption_share(self, state: State, label: bytes, entry: bytes) -> tuple[int, bytes | None]:
+    def decryption_share(self, state: StateReader, label: bytes, entry: bytes) -> tuple[int, bytes | None]:
         """The round of the key and this node's decryption share of an index entry, or None if it holds no share. Raises as
         `tdh2.check`, and `Unavailable` before there is a key."""
         key = get_key(state)
@@ -85,7 +85,7 @@ class Holder:
             self._parts[asked] = tdh2.decryption_share(key.public, label, entry, share)
         return key.round, self._parts[asked]
 
-    def _own_share(self, state: State, key: IndexKey) -> int | None:
+    def _own_share(self, state: StateReader, key: IndexKey) -> int | None:
         if self._share is None or self._share[0] != key.round:
             try:
                 self._share = key.round, self._open_share(state, key)
@@ -95,7 +95,7 @@ class Holder:
                 self._log.error("no share of the index key", round=key.round, why=str(error))
         return self._share[1]
 
-    def _open_share(self, state: State, key: IndexKey) -> int | None:
+    def _open_share(self, state: StateReader, key: IndexKey) -> int | None:
         if self._find(key.holders) is None:
             return None
         place = self._place(key.holders)
@@ -129,7 +129,7 @@ class Holder:
                 async with asyncio.timeout(POLL):
                     await self._has_news.wait()
 
-    def next_step(self, state: State, now_ms: int) -> bytes | None:
+    def next_step(self, state: StateReader, now_ms: int) -> bytes | None:
         """The transaction by which this member carries the open round on, unless there is none to send now."""
         key, current, share = self._look(state)
         if current is None:
@@ -161,14 +161,14 @@ class Holder:
         assert found, "asked only of members among whom this node is"
         return found[0]
 
-    def _look(self, state: State) -> tuple[IndexKey | None, KeyRound | None, int | None]:
+    def _look(self, state: StateReader) -> tuple[IndexKey | None, KeyRound | None, int | None]:
         """The key, the open round and this member's share, which operators are then shown."""
         key, current = get_key(state), get_round(state, self._genesis)
         share = self._own_share(state, key) if key else None
         self.status = _status(key, share is not None, current, awaited(state, current) if current else ())
         return key, current, share
 
-    def _word(self, state: State, current: KeyRound, share: int | None) -> Deal | Judge:
+    def _word(self, state: StateReader, current: KeyRound, share: int | None) -> Deal | Judge:
         """This member's dealing, or its judgement of the dealings."""
         run = run_of(self._genesis.hash, current.number, current.holders, current.threshold)
         if current.phase == "dealing":

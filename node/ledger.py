@@ -4,7 +4,7 @@ A block is executed in one transaction with its receipts and its height, after i
 that undid the last transactions, execution goes on from the height it had reached. One thread at a time.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS state (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS receipts (tx BLOB PRIMARY KEY, height INTEGER NOT NULL, position INTEGER NOT NULL, record BLOB,
                                      kind TEXT NOT NULL, data BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS receipts_by_record ON receipts (record, kind, height, position) WHERE record IS NOT NULL;
+CREATE INDEX IF NOT EXISTS receipts_by_record ON receipts (record, height, position) WHERE record IS NOT NULL;
 CREATE TABLE IF NOT EXISTS executed (height INTEGER PRIMARY KEY, root BLOB NOT NULL);
 """
 
@@ -32,7 +32,7 @@ class _Changes:
     def __init__(self, ledger: "Ledger") -> None:
         self._ledger = ledger
         self._known: dict[bytes, bytes | None] = {}
-        self.written: dict[bytes, bytes] = {}
+        self.written: dict[bytes, bytes | None] = {}
 
     def get(self, key: bytes) -> bytes | None:
         if key not in self._known:
@@ -41,6 +41,9 @@ class _Changes:
 
     def put(self, key: bytes, value: bytes) -> None:
         self._known[key] = self.written[key] = value
+
+    def remove(self, key: bytes) -> None:
+        self._known[key] = self.written[key] = None
 
 
 class Ledger:
@@ -64,8 +67,12 @@ class Ledger:
         row = self._db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
         return row[0] if row else None
 
-    def put(self, key: bytes, value: bytes) -> None:
-        self._db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (key, value))
+    def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Put these values into the state; None removes the key."""
+        gone = [(key,) for key, value in changes.items() if value is None]
+        kept = sorted((key, value) for key, value in changes.items() if value is not None)
+        self._db.executemany("DELETE FROM state WHERE key = ?", gone)
+        self._db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", kept)
 
     def head(self) -> tuple[int, bytes]:
         """The height executed so far and the running root of receipts there."""
@@ -93,8 +100,7 @@ class Ledger:
                 db.execute("INSERT INTO executed VALUES (?, ?)", (height, root))
                 new += receipts
             # At the end and all together: that costs a fifth less than as they come.
-            for key, value in sorted(state.written.items()):
-                self.put(key, value)
+            self.write(state.written)
             rows = [(r.tx, r.height, r.position, r.record, r.kind, encode(r)) for r in new]
             db.executemany("INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?)", rows)
             db.execute("COMMIT")
@@ -108,10 +114,10 @@ class Ledger:
         row = self._db.execute("SELECT data FROM receipts WHERE tx = ?", (tx_id,)).fetchone()
         return decode_receipt(row[0]) if row else None
 
-    def access_log(self, record: bytes, after: tuple[int, int], limit: int) -> list[Receipt]:
-        """Receipts of access requests for a record in chain order, after the (height, position) given."""
+    def record_log(self, record: bytes, after: tuple[int, int], limit: int) -> list[Receipt]:
+        """Receipts that concern a record in chain order, after the (height, position) given."""
         rows: Iterable[Any] = self._db.execute(
-            "SELECT data FROM receipts WHERE record = ? AND kind = 'access.request' AND (height, position) > (?, ?)"
+            "SELECT data FROM receipts WHERE record = ? AND (height, position) > (?, ?)"
             " ORDER BY height, position LIMIT ?",
             (record, *after, limit),
         )

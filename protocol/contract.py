@@ -1,12 +1,12 @@
 """The contract: a deterministic function (state, transaction) -> (state, receipt), the same code on both chains.
 
-Every transaction in a final block gets a receipt, `ok` or refused with a reason; a refused one changes nothing else. The receipts of
-`access.request` are the patient's access log (C12). Times are the block's, so that all nodes decide alike.
-State is a map from byte keys to canonical objects: `person/<key>`, `record/<id>`, `grant/<transaction id>` (the ticket a granted request may be
-exchanged for), `members` (the epoch, where it began, and who decides in it), and those of `protocol.index_key`.
+Every transaction in a final block gets a receipt, `ok` or refused with a reason; a refused one changes nothing else. The receipts that
+concern a record are its log, and with it the patient's access log (C12). Times are the block's, so that all nodes decide alike.
+State is a map from byte keys to canonical objects; docs/contract.md lists the keys, and each transition with its conditions in the
+order in which they are checked.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -19,13 +19,38 @@ from protocol.genesis import Genesis, Member
 from protocol.identity import Credential, Purpose, Role, SignedCredential, Ticket
 from protocol.index_key import index_label
 from protocol.quorum import quorum
-from protocol.record import digest
-from protocol.state import Refused, State
-from protocol.tx import Attest, Certify, ChangeMembers, Close, Deal, Judge, Publish, Request, Revoke, Rule, Tx
+from protocol.record import decode_deletion_receipt, digest
+from protocol.state import Refused, State, StateReader
+from protocol.tx import (
+    Action,
+    Attest,
+    Certify,
+    ChangeMembers,
+    Close,
+    Deal,
+    Decide,
+    Emergency,
+    Erase,
+    Judge,
+    Power,
+    Publish,
+    Request,
+    Retire,
+    Review,
+    Revoke,
+    Rule,
+    SetProxy,
+    Tx,
+)
 
 TICKET_LIFETIME_MS = 600_000
+EMERGENCY_LIFETIME_MS = 3_600_000
+WAITING_LIFETIME_MS = 7 * 86_400_000
+"""How long a request waits for a second person."""
 MAX_OBJECT = 64 << 10
 MEMBERS_KEY = b"members"
+LISTED = encode(True)
+"""The value of keys that only list something under its patient, reader, proxy or tag."""
 
 
 class Person(Wire, frozen=True, tag="person/1"):
@@ -36,7 +61,11 @@ class Person(Wire, frozen=True, tag="person/1"):
 
 
 class RecordEntry(Wire, frozen=True, tag="record-entry/1"):
-    """A record on this chain: attested by its doctor (`version` 0), then published by its patient."""
+    """A record on this chain: attested by its doctor (`version` 0), published by its patient, retired or erased in the end.
+
+    `tags` are those of the current version. An erased record keeps its id, so that it cannot come back, and the cloud's
+    encoded `DeletionReceipt` in `deletion`; everything else of it is zero or empty.
+    """
 
     patient: Bytes32
     doctor: Bytes32
@@ -46,10 +75,53 @@ class RecordEntry(Wire, frozen=True, tag="record-entry/1"):
     sealed_index: Annotated[bytes, msgspec.Meta(max_length=2048)]
     rule: Rule | None
     time_ms: UInt
+    status: Literal["attested", "published", "retired", "erased"]
+    tags: tuple[Bytes32, ...]
+    replaced_by: Bytes16 | None
+    deletion: Annotated[bytes, msgspec.Meta(max_length=1024)]
+
+
+class Pending(Wire, frozen=True, tag="pending-request/1"):
+    """A request that waits for a second person until `expires_ms`; granted only for the version that it was made for."""
+
+    request: Bytes32
+    record: Bytes16
+    version: UInt
+    patient: Bytes32
+    requester: Bytes32
+    purpose: Purpose
+    emergency: Emergency | None
+    time_ms: UInt
+    expires_ms: UInt
+
+
+class Proxy(Wire, frozen=True, tag="proxy/1"):
+    """Who may act for a patient, in what, from when until when."""
+
+    patient: Bytes32
+    proxy: Bytes32
+    powers: tuple[Power, ...]
+    from_ms: UInt
+    until_ms: UInt
+
+
+class Uses(Wire, frozen=True, tag="uses/1"):
+    """How often the rule with this digest has granted a record."""
+
+    rule: Bytes32
+    count: UInt
+
+
+class LogHead(Wire, frozen=True, tag="log-head/1"):
+    """How many receipts concern a record, and the digest that chains them all: whoever has it can tell a complete log."""
+
+    count: UInt
+    digest: Bytes32
 
 
 class Receipt(Wire, frozen=True, tag="receipt/1"):
-    """The contract's word on one transaction; `code` is for programs, `reason` for people."""
+    """The contract's word on one transaction; `code` is for programs, `reason` for people. `record` is the record concerned, if it is
+    known to the chain; `request` the request that a decision or a review is about."""
 
     tx: Bytes32
     height: UInt
@@ -59,6 +131,7 @@ class Receipt(Wire, frozen=True, tag="receipt/1"):
     sender: Bytes32
     record: Bytes16 | None
     purpose: Purpose | None
+    request: Bytes32 | None
     ok: bool
     code: Short
     reason: Annotated[str, msgspec.Meta(max_length=1024)]
@@ -73,6 +146,10 @@ decode_members = Decoder[tuple[int, int, tuple[Member, ...]]](
     MAX_OBJECT,
 )
 decode_ticket = Decoder(Ticket, "a ticket", MAX_OBJECT)
+decode_pending = Decoder(Pending, "a waiting request", MAX_OBJECT)
+decode_proxy = Decoder(Proxy, "a proxy", MAX_OBJECT)
+decode_log_head = Decoder(LogHead, "the head of a log", MAX_OBJECT)
+decode_uses = Decoder(Uses, "the uses of a rule", MAX_OBJECT)
 
 
 def person_key(subject: bytes) -> bytes:
@@ -83,21 +160,96 @@ def record_key(record: bytes) -> bytes:
     return b"record/" + record
 
 
+def log_key(record: bytes) -> bytes:
+    return b"log/" + record
+
+
 def grant_key(tx_id: bytes) -> bytes:
     return b"grant/" + tx_id
 
 
-def get_person(state: State, subject: bytes) -> Person | None:
+def pending_key(tx_id: bytes) -> bytes:
+    return b"pending/" + tx_id
+
+
+def review_key(tx_id: bytes) -> bytes:
+    return b"review/" + tx_id
+
+
+def proxy_key(patient: bytes, proxy: bytes) -> bytes:
+    return b"proxy/" + patient + proxy
+
+
+def patient_list(patient: bytes) -> bytes:
+    """Prefix of the keys that end with the ids of a patient's records."""
+    return b"of/" + patient
+
+
+def grant_list(reader: bytes) -> bytes:
+    """Prefix of the keys that end with the ids of a reader's granted requests."""
+    return b"granted/" + reader
+
+
+def inbox_list(patient: bytes) -> bytes:
+    """Prefix of the keys that end with the ids of requests that wait for a decision, or for the patient's review."""
+    return b"inbox/" + patient
+
+
+def ward_list(proxy: bytes) -> bytes:
+    """Prefix of the keys that end with the keys of the patients for whom somebody may act."""
+    return b"ward/" + proxy
+
+
+def tag_list(tag: bytes) -> bytes:
+    """Prefix of the keys that end with the ids of the records that bear a tag."""
+    return b"tag/" + tag
+
+
+def _uses_key(record: bytes) -> bytes:
+    return b"uses/" + record
+
+
+def _waiting_key(record: bytes, requester: bytes) -> bytes:
+    return b"waiting/" + record + requester
+
+
+def get_person(state: StateReader, subject: bytes) -> Person | None:
     data = state.get(person_key(subject))
     return decode_person(data) if data else None
 
 
-def get_record(state: State, record: bytes) -> RecordEntry | None:
+def get_record(state: StateReader, record: bytes) -> RecordEntry | None:
     data = state.get(record_key(record))
     return decode_record(data) if data else None
 
 
-def may_send(state: State, genesis: Genesis, sender: bytes) -> bool:
+def get_log_head(state: StateReader, record: bytes) -> LogHead:
+    data = state.get(log_key(record))
+    return decode_log_head(data) if data else LogHead(0, bytes(32))
+
+
+def next_log_head(head: LogHead, receipt: Receipt) -> LogHead:
+    return LogHead(head.count + 1, digest("record-log", head.digest + encode(receipt)))
+
+
+def get_waiting(state: StateReader, tx_id: bytes) -> Pending | None:
+    """A request that waits for a second person."""
+    data = state.get(pending_key(tx_id))
+    return decode_pending(data) if data else None
+
+
+def get_review(state: StateReader, tx_id: bytes) -> Pending | None:
+    """An emergency access that the patient has not reviewed."""
+    data = state.get(review_key(tx_id))
+    return decode_pending(data) if data else None
+
+
+def get_proxy(state: StateReader, patient: bytes, proxy: bytes) -> Proxy | None:
+    data = state.get(proxy_key(patient, proxy))
+    return decode_proxy(data) if data else None
+
+
+def may_send(state: StateReader, genesis: Genesis, sender: bytes) -> bool:
     """Whether a node takes transactions of this sender in at all: the authority, the admins, certified people, and the chain's members while they
     make their index key."""
     return (
@@ -111,6 +263,7 @@ def may_send(state: State, genesis: Genesis, sender: bytes) -> bool:
 def apply(state: State, genesis: Genesis, tx: Tx, height: int, position: int, time_ms: int) -> Receipt:
     """Execute one transaction of the final block at `height` and `time_ms`; never raises for what a sender wrote."""
     action, sender = tx.body.action, tx.body.sender
+    about = _about(state, action)
     try:
         match action:
             case Certify():
@@ -123,8 +276,18 @@ def apply(state: State, genesis: Genesis, tx: Tx, height: int, position: int, ti
                 code, reason = _attest(state, sender, action, time_ms)
             case Publish():
                 code, reason = _publish(state, genesis, sender, action, time_ms)
+            case Retire():
+                code, reason = _retire(state, sender, action, time_ms)
+            case Erase():
+                code, reason = _erase(state, sender, action, time_ms)
             case Request():
                 code, reason = _request(state, genesis, tx, action, time_ms)
+            case Decide():
+                code, reason = _decide(state, genesis, sender, action, time_ms)
+            case Review():
+                code, reason = _review(state, sender, action, time_ms)
+            case SetProxy():
+                code, reason = _set_proxy(state, sender, action, time_ms)
             case Deal():
                 code, reason = index_key.deal(state, genesis, sender, action, time_ms)
             case Judge():
@@ -134,10 +297,40 @@ def apply(state: State, genesis: Genesis, tx: Tx, height: int, position: int, ti
         ok = True
     except Refused as refused:
         ok, code, reason = False, refused.code, refused.reason
-    record = action.record if isinstance(action, Attest | Publish | Request) else None
-    purpose = action.purpose if isinstance(action, Request) else None
-    kind = action.__struct_config__.tag
-    return Receipt(tx.id, height, position, time_ms, str(kind), sender, record, purpose, ok, code, reason)
+    record, purpose, request = about
+    known = record is not None and get_record(state, record) is not None
+    kind = str(action.__struct_config__.tag)
+    receipt = Receipt(
+        tx.id,
+        height,
+        position,
+        time_ms,
+        kind,
+        sender,
+        record if known else None,
+        purpose,
+        request,
+        ok,
+        code,
+        reason,
+    )
+    if record is not None and known:
+        state.put(log_key(record), encode(next_log_head(get_log_head(state, record), receipt)))
+    return receipt
+
+
+def _about(state: StateReader, action: Action) -> tuple[bytes | None, Purpose | None, bytes | None]:
+    """The record, purpose and earlier request that a transaction is about, before it changes anything."""
+    match action:
+        case Attest() | Publish() | Retire() | Erase():
+            return action.record, None, None
+        case Request():
+            return action.record, action.purpose, None
+        case Decide() | Review():
+            found = get_waiting(state, action.request) or get_review(state, action.request)
+            return (found.record, found.purpose, found.request) if found else (None, None, action.request)
+        case _:
+            return None, None, None
 
 
 def next_root(root: bytes, block_id: bytes, receipts: list[Receipt]) -> bytes:
@@ -152,6 +345,9 @@ def _certify(state: State, genesis: Genesis, sender: bytes, action: Certify, tim
         credential = action.credential.verify(genesis.authority, time_ms)
     except DiptychError as error:
         raise Refused("bad-credential", str(error)) from None
+    person = get_person(state, credential.subject)
+    if person is not None and person.is_revoked:
+        raise Refused("revoked", "the credential of this key was revoked for good; certify a new key")
     state.put(person_key(credential.subject), encode(Person(action.credential, False)))
     return "certified", f"certified as {credential.role}"
 
@@ -166,13 +362,13 @@ def _revoke(state: State, genesis: Genesis, sender: bytes, action: Revoke) -> tu
     return "revoked", "the credential is revoked"
 
 
-def get_members(state: State, genesis: Genesis) -> tuple[int, tuple[Member, ...]]:
+def get_members(state: StateReader, genesis: Genesis) -> tuple[int, tuple[Member, ...]]:
     """The current epoch and its members."""
     epoch, _, members = _members(state, genesis)
     return epoch, members
 
 
-def _members(state: State, genesis: Genesis) -> tuple[int, int, tuple[Member, ...]]:
+def _members(state: StateReader, genesis: Genesis) -> tuple[int, int, tuple[Member, ...]]:
     """The current epoch, the height of the block that it builds on, and its members."""
     data = state.get(MEMBERS_KEY)
     return decode_members(data) if data else (0, 0, genesis.members)
@@ -191,7 +387,7 @@ def _change_members(state: State, genesis: Genesis, action: ChangeMembers, heigh
     return "members-changed", f"epoch {epoch + 1} begins with {len(action.members)} members"
 
 
-def _certified(state: State, key: bytes, time_ms: int, role: Role | None = None) -> Credential:
+def _certified(state: StateReader, key: bytes, time_ms: int, role: Role | None = None) -> Credential:
     person = get_person(state, key)
     if person is None:
         raise Refused(
@@ -214,29 +410,56 @@ def _attest(state: State, sender: bytes, action: Attest, time_ms: int) -> tuple[
     _certified(state, action.patient, time_ms, "patient")
     if get_record(state, action.record):
         raise Refused("record-exists", "a record with this id is already on this chain")
-    entry = RecordEntry(action.patient, sender, action.header, 0, bytes(32), b"", None, time_ms)
+    entry = RecordEntry(
+        action.patient, sender, action.header, 0, bytes(32), b"", None, time_ms, "attested", (), None, b""
+    )
     state.put(record_key(action.record), encode(entry))
+    state.put(patient_list(action.patient) + action.record, LISTED)
     return "attested", "the doctor's statement is on chain"
 
 
-def _publish(state: State, genesis: Genesis, sender: bytes, action: Publish, time_ms: int) -> tuple[str, str]:
+def _own_record(state: State, sender: bytes, record: bytes, time_ms: int) -> RecordEntry:
+    """The record, if its patient asks and it is not at its end."""
     _certified(state, sender, time_ms, "patient")
-    entry = get_record(state, action.record)
+    entry = get_record(state, record)
     if entry is None:
         raise Refused("not-attested", "no doctor has attested this record on this chain")
+    if entry.status == "erased":
+        raise Refused("erased", "the record was erased")
     if entry.patient != sender:
-        raise Refused("not-owner", "only the patient of a record publishes it")
+        raise Refused("not-owner", "only the patient of a record publishes, retires or erases it")
+    return entry
+
+
+def _check_rule(rule: Rule) -> None:
+    for what, text in (("policy", rule.policy), ("approval", rule.approval), ("emergency", rule.emergency)):
+        try:
+            if text is not None:
+                policy.parse(text)
+        except PolicyError as error:
+            raise Refused("bad-policy", f"the rule's {what} does not parse: {error}"[:1024]) from None
+    if not rule.purposes:
+        raise Refused("bad-rule", "the rule allows no purpose, so nobody could ever read the record")
+    if "emergency" in rule.purposes:
+        raise Refused(
+            "bad-rule", "emergency is no purpose of a rule: its emergency policy says who may break the glass"
+        )
+    if rule.from_ms is not None and rule.until_ms is not None and rule.from_ms >= rule.until_ms:
+        raise Refused("bad-rule", "the rule ends before it begins, so nobody could ever read the record")
+
+
+def _publish(state: State, genesis: Genesis, sender: bytes, action: Publish, time_ms: int) -> tuple[str, str]:
+    entry = _own_record(state, sender, action.record, time_ms)
+    if entry.status == "retired":
+        raise Refused("retired", "the record was retired; it is published no more")
     if action.version != entry.version + 1:
         raise Refused(
             "wrong-version",
             f"the next version is {entry.version + 1}, not {action.version}; fetch it and retry",
         )
-    try:
-        policy.parse(action.rule.policy)
-    except PolicyError as error:
-        raise Refused("bad-policy", f"the rule's policy does not parse: {error}"[:1024]) from None
-    if not action.rule.purposes:
-        raise Refused("bad-rule", "the rule allows no purpose, so nobody could ever read the record")
+    _check_rule(action.rule)
+    if list(action.tags) != sorted(set(action.tags)):
+        raise Refused("bad-tags", "the tags are not in ascending order, or one comes twice")
     key = index_key.get_key(state)
     if key is None:
         raise Refused(
@@ -249,6 +472,7 @@ def _publish(state: State, genesis: Genesis, sender: bytes, action: Publish, tim
         raise Refused(
             "bad-index", f"the index entry is not for this record, version and rule: {error}"
         ) from None
+    _retag(state, action.record, entry.tags, action.tags)
     entry = msgspec.structs.replace(
         entry,
         version=action.version,
@@ -256,37 +480,267 @@ def _publish(state: State, genesis: Genesis, sender: bytes, action: Publish, tim
         sealed_index=action.sealed_index,
         rule=action.rule,
         time_ms=time_ms,
+        status="published",
+        tags=action.tags,
     )
     state.put(record_key(action.record), encode(entry))
     return "published", f"version {action.version} is the current one"
 
 
-def _request(state: State, genesis: Genesis, tx: Tx, action: Request, time_ms: int) -> tuple[str, str]:
-    sender = tx.body.sender
-    credential = _certified(state, sender, time_ms)
-    entry = get_record(state, action.record)
+def _retag(state: State, record: bytes, old: tuple[bytes, ...], new: tuple[bytes, ...]) -> None:
+    for tag in sorted(set(old) - set(new)):
+        state.remove(tag_list(tag) + record)
+    for tag in sorted(set(new) - set(old)):
+        state.put(tag_list(tag) + record, LISTED)
+
+
+def _retire(state: State, sender: bytes, action: Retire, time_ms: int) -> tuple[str, str]:
+    entry = _own_record(state, sender, action.record, time_ms)
+    if entry.status == "retired":
+        raise Refused("retired", "the record was retired already")
+    if action.replaced_by is not None:
+        other = get_record(state, action.replaced_by)
+        if other is None or other.patient != sender or action.replaced_by == action.record:
+            raise Refused(
+                "bad-replacement", "the replacement is no other record of this patient on this chain"
+            )
+    _retag(state, action.record, entry.tags, ())
+    entry = msgspec.structs.replace(
+        entry,
+        sealed_index=b"",
+        rule=None,
+        time_ms=time_ms,
+        status="retired",
+        tags=(),
+        replaced_by=action.replaced_by,
+    )
+    state.put(record_key(action.record), encode(entry))
+    return "retired", "the record is retired; nobody is granted it any more"
+
+
+def _erase(state: State, sender: bytes, action: Erase, time_ms: int) -> tuple[str, str]:
+    entry = _own_record(state, sender, action.record, time_ms)
+    try:
+        deletion = decode_deletion_receipt(action.deletion)
+    except DiptychError as error:
+        raise Refused("bad-deletion", str(error)) from None
+    if deletion.record != action.record:
+        raise Refused("bad-deletion", "the cloud's deletion receipt is for another record")
+    _retag(state, action.record, entry.tags, ())
+    state.remove(patient_list(sender) + action.record)
+    state.remove(_uses_key(action.record))
+    erased = RecordEntry(
+        bytes(32), bytes(32), bytes(32), 0, bytes(32), b"", None, time_ms, "erased", (), None, action.deletion
+    )
+    state.put(record_key(action.record), encode(erased))
+    return "erased", "the record is erased; the cloud's deletion receipt stands on chain"
+
+
+def _set_proxy(state: State, sender: bytes, action: SetProxy, time_ms: int) -> tuple[str, str]:
+    _certified(state, sender, time_ms, "patient")
+    if not action.powers:
+        if get_proxy(state, sender, action.proxy) is None:
+            raise Refused("unknown-proxy", "this key is no proxy of the patient")
+        state.remove(proxy_key(sender, action.proxy))
+        state.remove(ward_list(action.proxy) + sender)
+        return "proxy-ended", "the proxy acts for the patient no more"
+    _certified(state, action.proxy, time_ms)
+    if action.proxy == sender or list(action.powers) != sorted(set(action.powers)):
+        raise Refused("bad-proxy", "a proxy is another person, and its powers are named once each, in order")
+    if not max(time_ms, action.from_ms) < action.until_ms:
+        raise Refused("bad-proxy", "the proxy's time ends before it begins, or has ended")
+    proxy = Proxy(sender, action.proxy, action.powers, action.from_ms, action.until_ms)
+    state.put(proxy_key(sender, action.proxy), encode(proxy))
+    state.put(ward_list(action.proxy) + sender, LISTED)
+    return "proxy-set", "the proxy may act for the patient"
+
+
+def _acts_for(state: StateReader, key: bytes, patient: bytes, power: Power, time_ms: int) -> bool:
+    """Whether somebody is the patient, or a proxy who has this power now."""
+    proxy = get_proxy(state, patient, key)
+    return key == patient or (
+        proxy is not None and power in proxy.powers and proxy.from_ms <= time_ms < proxy.until_ms
+    )
+
+
+def _open_record(state: StateReader, record: bytes) -> tuple[RecordEntry, Rule]:
+    """A record that can be asked for, and its rule."""
+    entry = get_record(state, record)
+    if entry is not None and entry.status == "erased":
+        raise Refused("erased", "the record was erased")
+    if entry is not None and entry.status == "retired":
+        by = f"; {entry.replaced_by.hex()} has taken its place" if entry.replaced_by else ""
+        raise Refused("retired", f"the record was retired{by}")
     if entry is None or entry.rule is None:
         raise Refused("unknown-record", "no such record is published on this chain")
-    rule = entry.rule
-    if sender in rule.deny:
+    return entry, entry.rule
+
+
+def _check_access(
+    state: StateReader, record: bytes, requester: bytes, purpose: Purpose, time_ms: int
+) -> tuple[RecordEntry, Rule]:
+    """Refuse unless the rule lets the requester have the record, with a second person's word if it wants one."""
+    credential = _certified(state, requester, time_ms)
+    entry, rule = _open_record(state, record)
+    if requester in rule.deny:
         raise Refused("denied-by-patient", "the patient has put this key on the record's deny list")
+    if purpose == "emergency":
+        if rule.emergency is None:
+            raise Refused("no-emergency", "the patient's rule knows no emergency access to this record")
+        if not _satisfies(credential, rule.emergency):
+            raise Refused(
+                "emergency-not-met", "the certified attributes of this key do not allow it to break the glass"
+            )
+        return entry, rule
+    if _is_own(state, entry, requester, purpose, time_ms):
+        return entry, rule
+    if rule.from_ms is not None and time_ms < rule.from_ms:
+        raise Refused("rule-not-yet", "the patient's permission has not begun")
     if rule.until_ms is not None and time_ms >= rule.until_ms:
         raise Refused("rule-expired", "the patient's permission has expired")
-    if action.purpose not in rule.purposes:
-        raise Refused("wrong-purpose", f"the record is not open for {action.purpose}")
-    if not policy.parse(rule.policy).satisfied(credential.attributes):
+    if purpose not in rule.purposes:
+        raise Refused("wrong-purpose", f"the record is not open for {purpose}")
+    if not _satisfies(credential, rule.policy):
         raise Refused(
             "policy-not-met", "the certified attributes of this key do not satisfy the record's rule"
         )
-    expires = time_ms + TICKET_LIFETIME_MS
-    ticket = Ticket(
-        genesis.chain_id, tx.id, action.record, entry.version, entry.commit, sender, action.purpose, expires
+    if rule.uses is not None and _uses(state, record, rule) >= rule.uses:
+        raise Refused(
+            "used-up", f"the record has been granted {rule.uses} times, as often as the patient allows"
+        )
+    return entry, rule
+
+
+def _satisfies(credential: Credential, text: str) -> bool:
+    return policy.parse(text).satisfied(credential.attributes)
+
+
+def _is_own(state: StateReader, entry: RecordEntry, requester: bytes, purpose: Purpose, time_ms: int) -> bool:
+    """Whether the patient, or a proxy who may read, asks at the patient's own wish."""
+    return purpose == "patient-request" and _acts_for(state, requester, entry.patient, "read", time_ms)
+
+
+def _uses(state: StateReader, record: bytes, rule: Rule) -> int:
+    """How often this very rule has granted the record."""
+    data = state.get(_uses_key(record))
+    uses = decode_uses(data) if data else None
+    return uses.count if uses and uses.rule == rule.digest else 0
+
+
+def _request(state: State, genesis: Genesis, tx: Tx, action: Request, time_ms: int) -> tuple[str, str]:
+    sender, purpose = tx.body.sender, action.purpose
+    entry, rule = _check_access(state, action.record, sender, purpose, time_ms)
+    if (purpose == "emergency") != (action.emergency is not None):
+        raise Refused(
+            "bad-request", "a request for an emergency, and no other, comes with its ground and a note"
+        )
+    asked = Pending(
+        tx.id,
+        action.record,
+        entry.version,
+        entry.patient,
+        sender,
+        purpose,
+        action.emergency,
+        time_ms,
+        time_ms + WAITING_LIFETIME_MS,
     )
-    state.put(grant_key(tx.id), encode(ticket))
+    if purpose != "emergency" and (rule.approval is None or _is_own(state, entry, sender, purpose, time_ms)):
+        return _grant(state, genesis, entry, rule, asked, time_ms)
+    waiting_key = _waiting_key(action.record, sender)
+    earlier = state.get(waiting_key)
+    waiting = get_waiting(state, earlier) if earlier else None
+    if waiting is not None:
+        if (waiting.version, waiting.purpose) == (entry.version, purpose) and time_ms < waiting.expires_ms:
+            raise Refused(
+                "already-waiting", "a request of this key for this record waits for a decision already"
+            )
+        _decided(state, waiting)
+    state.put(pending_key(tx.id), encode(asked))
+    state.put(waiting_key, tx.id)
+    state.put(inbox_list(entry.patient) + tx.id, LISTED)
+    return "waiting", "the request waits for a second person, as the patient's rule wants it"
+
+
+def _decided(state: State, pending: Pending) -> None:
+    """A request waits no more."""
+    state.remove(pending_key(pending.request))
+    state.remove(_waiting_key(pending.record, pending.requester))
+    state.remove(inbox_list(pending.patient) + pending.request)
+
+
+def _decide(state: State, genesis: Genesis, sender: bytes, action: Decide, time_ms: int) -> tuple[str, str]:
+    credential = _certified(state, sender, time_ms)
+    pending = get_waiting(state, action.request)
+    if pending is None:
+        raise Refused("unknown-request", "no request with this id waits for a decision")
+    if sender == pending.requester:
+        raise Refused("own-request", "nobody decides on a request of their own")
+    if not (
+        _acts_for(state, sender, pending.patient, "decide", time_ms)
+        or _may_approve(state, pending, sender, credential)
+    ):
+        raise Refused("not-approver", "neither the patient nor the record's rule lets this key decide")
+    if not action.allow:
+        _decided(state, pending)
+        return "declined", "the request is declined"
+    entry, rule = _check_access(state, pending.record, pending.requester, pending.purpose, time_ms)
+    if time_ms >= pending.expires_ms or entry.version != pending.version:
+        raise Refused("request-expired", "the request has waited too long, or the record has a newer version")
+    _decided(state, pending)
+    if pending.purpose == "emergency":
+        state.put(review_key(pending.request), encode(pending))
+        state.put(inbox_list(pending.patient) + pending.request, LISTED)
+    return _grant(state, genesis, entry, rule, pending, time_ms)
+
+
+def _may_approve(state: StateReader, pending: Pending, sender: bytes, credential: Credential) -> bool:
+    """Whether the record's rule makes somebody the second person for this request."""
+    entry = get_record(state, pending.record)
+    rule = entry.rule if entry else None
+    if rule is None or sender in rule.deny:
+        return False
+    wanted = rule.emergency if pending.purpose == "emergency" else rule.approval
+    return wanted is not None and _satisfies(credential, wanted)
+
+
+def _review(state: State, sender: bytes, action: Review, time_ms: int) -> tuple[str, str]:
+    _certified(state, sender, time_ms)
+    found = get_review(state, action.request)
+    if found is None:
+        raise Refused("unknown-request", "no emergency access with this id waits for a review")
+    if not _acts_for(state, sender, found.patient, "decide", time_ms):
+        raise Refused("not-owner", "only the patient, or a proxy who may decide, reviews an emergency access")
+    state.remove(review_key(action.request))
+    state.remove(inbox_list(found.patient) + action.request)
+    return "reviewed", f"the emergency access was found {action.verdict}"
+
+
+def _grant(
+    state: State, genesis: Genesis, entry: RecordEntry, rule: Rule, asked: Pending, time_ms: int
+) -> tuple[str, str]:
+    is_emergency = asked.purpose == "emergency"
+    expires = time_ms + (EMERGENCY_LIFETIME_MS if is_emergency else TICKET_LIFETIME_MS)
+    ticket = Ticket(
+        genesis.chain_id,
+        asked.request,
+        asked.record,
+        entry.version,
+        entry.commit,
+        asked.requester,
+        asked.purpose,
+        expires,
+    )
+    state.put(grant_key(asked.request), encode(ticket))
+    state.put(grant_list(asked.requester) + asked.request, LISTED)
+    if is_emergency:
+        return "emergency-allowed", "two people have broken the glass; the patient reviews it"
+    if rule.uses is not None and not _is_own(state, entry, asked.requester, asked.purpose, time_ms):
+        state.put(_uses_key(asked.record), encode(Uses(rule.digest, _uses(state, asked.record, rule) + 1)))
     return "allowed", "the rule is satisfied"
 
 
-def check_grant(state: State, tx_id: bytes, now_ms: int) -> tuple[Ticket, RecordEntry, Credential]:
+def check_grant(state: StateReader, tx_id: bytes, now_ms: int) -> tuple[Ticket, RecordEntry, Credential]:
     """What a node needs to release an index for the granted request `tx_id`; `Denied` if there is no live grant of the
     record's current version to a certified requester."""
     data = state.get(grant_key(tx_id))
@@ -294,8 +748,8 @@ def check_grant(state: State, tx_id: bytes, now_ms: int) -> tuple[Ticket, Record
         raise Denied("the contract has not allowed this request; see its receipt for the reason")
     ticket = decode_ticket(data)
     entry = get_record(state, ticket.record)
-    if entry is None or entry.version != ticket.version:
-        raise Denied("the record has a newer version than the request; request access again")
+    if entry is None or entry.status != "published" or entry.version != ticket.version:
+        raise Denied("the record has a newer version than the request, or was retired; request access again")
     if now_ms >= ticket.expires_ms:
         raise Denied("the grant has expired; request access again")
     try:

@@ -31,7 +31,7 @@ from crypto.sign import Ed25519Signer, is_valid
 from protocol.genesis import Genesis, Member
 from protocol.quorum import MAX_MEMBERS, quorum
 from protocol.record import digest
-from protocol.state import Refused, State
+from protocol.state import Refused, State, StateReader
 from protocol.tx import Close, Deal, Judge
 
 DEALING_MS = JUDGING_MS = 10_000
@@ -123,12 +123,12 @@ def index_label(chain_id: str, record: bytes, version: int, rule: bytes) -> byte
 # --- questions to the state -------------------------------------------------------------------------------------------
 
 
-def get_key(state: State) -> IndexKey | None:
+def get_key(state: StateReader) -> IndexKey | None:
     data = state.get(_KEY)
     return decode_index_key(data) if data else None
 
 
-def get_round(state: State, genesis: Genesis) -> KeyRound | None:
+def get_round(state: StateReader, genesis: Genesis) -> KeyRound | None:
     """The open round, if there is one."""
     data = state.get(_ROUND)
     if data:
@@ -138,7 +138,7 @@ def get_round(state: State, genesis: Genesis) -> KeyRound | None:
     return KeyRound(0, genesis.members, quorum(len(genesis.members), genesis.mode))
 
 
-def get_dealing(state: State, number: int, dealer: int) -> Dealing:
+def get_dealing(state: StateReader, number: int, dealer: int) -> Dealing:
     """The dealing that a dealer has made in round `number`."""
     data = state.get(_dealing_key(number, dealer))
     if data is None:
@@ -146,12 +146,12 @@ def get_dealing(state: State, number: int, dealer: int) -> Dealing:
     return _decode_dealing(data)
 
 
-def get_dealers(state: State, open_round: KeyRound) -> tuple[Member, ...]:
+def get_dealers(state: StateReader, open_round: KeyRound) -> tuple[Member, ...]:
     key = get_key(state)
     return key.holders if key else open_round.holders
 
 
-def awaited(state: State, open_round: KeyRound) -> tuple[Member, ...]:
+def awaited(state: StateReader, open_round: KeyRound) -> tuple[Member, ...]:
     """Those who have not dealt, or not judged, in the present phase."""
     if open_round.phase == "dealing":
         everybody, there = get_dealers(state, open_round), open_round.dealt
@@ -160,7 +160,7 @@ def awaited(state: State, open_round: KeyRound) -> tuple[Member, ...]:
     return tuple(member for place, member in enumerate(everybody) if place not in there)
 
 
-def is_overdue(state: State, open_round: KeyRound, time_ms: int) -> bool:
+def is_overdue(state: StateReader, open_round: KeyRound, time_ms: int) -> bool:
     """Whether the deadline of the present phase has passed and enough have said their word for the round to go on."""
     is_late = open_round.deadline_ms is not None and time_ms >= open_round.deadline_ms
     if open_round.phase == "judging":
@@ -168,13 +168,13 @@ def is_overdue(state: State, open_round: KeyRound, time_ms: int) -> bool:
     return is_late and len(open_round.dealt) >= _dealers_needed(state, open_round)
 
 
-def _dealers_needed(state: State, open_round: KeyRound) -> int:
+def _dealers_needed(state: StateReader, open_round: KeyRound) -> int:
     """How many dealers must count for a round to give a key."""
     key = get_key(state)
     return key.threshold if key else open_round.threshold
 
 
-def may_take_part(state: State, genesis: Genesis, sender: bytes) -> bool:
+def may_take_part(state: StateReader, genesis: Genesis, sender: bytes) -> bool:
     """Whether this consensus key deals or holds in the open round."""
     current = get_round(state, genesis)
     if current is None:
@@ -250,7 +250,7 @@ def open_resharing(state: State, genesis: Genesis, holders: tuple[Member, ...], 
     _put_round(state, KeyRound(number + 1, holders, threshold))
 
 
-def _open_round(state: State, genesis: Genesis, number: int, phase: str) -> KeyRound:
+def _open_round(state: StateReader, genesis: Genesis, number: int, phase: str) -> KeyRound:
     current = get_round(state, genesis)
     if current is None or current.number != number:
         raise Refused("no-such-round", f"round {number} of the index key is not under way")

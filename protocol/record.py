@@ -156,6 +156,59 @@ class UploadReceipt(Wire, frozen=True, tag="upload-receipt/1"):
         verify(cloud, "upload-receipt", payload, self.signature, "the cloud's receipt")
 
 
+class DeleteBody(Wire, frozen=True):
+    """A patient's request that the cloud delete all it holds of a record."""
+
+    patient: Bytes32
+    record: Bytes16
+    time_ms: UInt
+    nonce: Bytes16
+
+
+class Delete(Wire, frozen=True, tag="delete/1"):
+    body: DeleteBody
+    signature: Bytes64
+
+    @classmethod
+    def make(cls, body: DeleteBody, patient: Ed25519Signer) -> "Delete":
+        return cls(body, patient.sign("delete", encode(body)))
+
+    def verify(self) -> None:
+        """Raise `Unauthentic` unless the patient signed this request."""
+        verify(self.body.patient, "delete", encode(self.body), self.signature, "the request to delete")
+
+
+class DeletionReceipt(Wire, frozen=True, tag="deletion-receipt/1"):
+    """The cloud's word that it holds nothing of a record any more: how many views and blobs it has deleted, how many bytes, when."""
+
+    request: Bytes32
+    record: Bytes16
+    views: UInt
+    blobs: UInt
+    size: UInt
+    time_ms: UInt
+    signature: Bytes64
+
+    @classmethod
+    def make(
+        cls, delete: Delete, views: int, blobs: int, size: int, time_ms: int, cloud: Ed25519Signer
+    ) -> "DeletionReceipt":
+        request = digest("delete", encode(delete.body))
+        unsigned = cls(request, delete.body.record, views, blobs, size, time_ms, bytes(64))
+        return msgspec.structs.replace(
+            unsigned, signature=cloud.sign("deletion-receipt", unsigned._payload())
+        )
+
+    def verify(self, record: bytes, cloud: bytes) -> None:
+        """Raise `Unauthentic` unless `cloud` signed this for `record`."""
+        if self.record != record:
+            raise Unauthentic("the cloud's deletion receipt is for another record")
+        verify(cloud, "deletion-receipt", self._payload(), self.signature, "the cloud's deletion receipt")
+
+    def _payload(self) -> bytes:
+        return encode((self.request, self.record, self.views, self.blobs, self.size, self.time_ms))
+
+
 class DownloadBody(Wire, frozen=True):
     """A reader's own request: the index entry, the ticket (the patient alone needs none), and which blobs are wanted;
     an empty `wanted` asks for the view and its envelopes, otherwise these parts follow too."""
@@ -195,4 +248,6 @@ decode_index = Decoder(Index, "an index entry", 4 << 10)
 decode_upload = Decoder(Upload, "an upload", MAX_REQUEST_HEAD)
 decode_upload_receipt = Decoder(UploadReceipt, "an upload receipt", 4 << 10)
 decode_download = Decoder(Download, "a download request", MAX_REQUEST_HEAD)
+decode_delete = Decoder(Delete, "a request to delete", 1 << 10)
+decode_deletion_receipt = Decoder(DeletionReceipt, "a deletion receipt", 1 << 10)
 decode_download_head = Decoder(DownloadHead, "a download", MAX_REQUEST_HEAD + MAX_CLASSES * MAX_ENVELOPE)

@@ -3,11 +3,17 @@
 from typing import Protocol
 
 
-class State(Protocol):
+class StateReader(Protocol):
     """The contract's state, as a node keeps it."""
 
     def get(self, key: bytes) -> bytes | None: ...
+
+
+class State(StateReader, Protocol):
+    """The state while a transaction is executed."""
+
     def put(self, key: bytes, value: bytes) -> None: ...
+    def remove(self, key: bytes) -> None: ...
 
 
 class Refused(Exception):

@@ -22,14 +22,30 @@ MAX_LIFETIME_MS = 600_000
 """A transaction expires at most this long after the block that carries it; nodes remember ids that long."""
 
 
+PolicyText = Annotated[str, msgspec.Meta(max_length=16 << 10)]
+Ground = Literal["unconscious", "life-threatening", "cannot-consent", "public-danger"]
+"""Why the glass is broken, in a word that says nothing of the patient's condition."""
+Power = Literal["read", "decide"]
+"""What a proxy may do for a patient: ask for records as the patient could; decide on requests and review emergencies."""
+
+
 class Rule(Wire, frozen=True):
     """When the contract lets a reader have the index of a record: `policy` over certified attributes (the grammar of
-    `crypto.policy`), one of `purposes`, before `until_ms` (None: no end), and not on the `deny` list."""
+    `crypto.policy`), one of `purposes`, from `from_ms` on and before `until_ms` (None: no bound), at most `uses` times (None: any number),
+    and not on the `deny` list.
 
-    policy: Annotated[str, msgspec.Meta(max_length=16 << 10)]
+    With `approval`, a second person must agree to each request, whose certified attributes satisfy that policy; the patient and
+    proxies who may decide can always do it. `emergency` says which two people may break the glass together; None: nobody may.
+    """
+
+    policy: PolicyText
     purposes: Annotated[tuple[Purpose, ...], msgspec.Meta(max_length=8)]
     until_ms: UInt | None
     deny: Annotated[tuple[Bytes32, ...], msgspec.Meta(max_length=256)]
+    from_ms: UInt | None = None
+    uses: Annotated[int, msgspec.Meta(ge=1, le=2**31)] | None = None
+    approval: PolicyText | None = None
+    emergency: PolicyText | None = None
 
     @property
     def digest(self) -> bytes:
@@ -116,20 +132,67 @@ class Attest(Wire, frozen=True, tag="record.attest"):
 class Publish(Wire, frozen=True, tag="record.publish"):
     """The patient puts a version of a record's index on chain (eqs. 6-9): `commit` names the view, `sealed_index` is the
     address, encrypted to the chain's index key for this very record, version and rule (`protocol.index_key`), `rule` says who may have
-    it. Versions grow by one."""
+    it. Versions grow by one. By `tags`, ascending, researchers find the record; a patient publishes them on purpose."""
 
     record: Bytes16
     version: UInt
     commit: Bytes32
     sealed_index: Annotated[bytes, msgspec.Meta(max_length=2048)]
     rule: Rule
+    tags: Annotated[tuple[Bytes32, ...], msgspec.Meta(max_length=32)] = ()
+
+
+class Retire(Wire, frozen=True, tag="record.retire"):
+    """The patient ends a record: nobody is granted it any more. `replaced_by` names a later record that takes its place."""
+
+    record: Bytes16
+    replaced_by: Bytes16 | None
+
+
+class Erase(Wire, frozen=True, tag="record.erase"):
+    """The patient has had the cloud delete a record; `deletion` is the cloud's encoded `DeletionReceipt`."""
+
+    record: Bytes16
+    deletion: Annotated[bytes, msgspec.Meta(max_length=1024)]
+
+
+class Emergency(Wire, frozen=True):
+    """Why somebody breaks the glass: the ground for everyone, the words sealed to the patient's key (`crypto.seal`)."""
+
+    ground: Ground
+    note: Annotated[bytes, msgspec.Meta(min_length=1, max_length=2048)]
 
 
 class Request(Wire, frozen=True, tag="access.request"):
-    """A data user asks for a record for a purpose (eq. 14); the receipt is the decision."""
+    """A data user asks for a record for a purpose (eq. 14); the receipt is the decision. The purpose `emergency`, and only that,
+    comes with an `Emergency`."""
 
     record: Bytes16
     purpose: Purpose
+    emergency: Emergency | None = None
+
+
+class Decide(Wire, frozen=True, tag="access.decide"):
+    """A second person's word on a request that waits: an approver's, or in an emergency the second certified person's."""
+
+    request: Bytes32
+    allow: bool
+
+
+class Review(Wire, frozen=True, tag="access.review"):
+    """The patient, or a proxy who may decide, has looked at an emergency access."""
+
+    request: Bytes32
+    verdict: Literal["justified", "contested"]
+
+
+class SetProxy(Wire, frozen=True, tag="proxy.set"):
+    """A patient lets a certified person act for them within these times; a new one replaces the old, no powers end it."""
+
+    proxy: Bytes32
+    powers: Annotated[tuple[Power, ...], msgspec.Meta(max_length=2)]
+    from_ms: UInt
+    until_ms: UInt
 
 
 class Deal(Wire, frozen=True, tag="index.deal"):
@@ -153,7 +216,22 @@ class Close(Wire, frozen=True, tag="index.close"):
     phase: Literal["dealing", "judging"]
 
 
-Action = Certify | Revoke | ChangeMembers | Attest | Publish | Request | Deal | Judge | Close
+Action = (
+    Certify
+    | Revoke
+    | ChangeMembers
+    | Attest
+    | Publish
+    | Retire
+    | Erase
+    | Request
+    | Decide
+    | Review
+    | SetProxy
+    | Deal
+    | Judge
+    | Close
+)
 
 
 class TxBody(Wire, frozen=True):

@@ -35,7 +35,7 @@ class Server:
                 server.asked.append(time.monotonic())
                 status = left.pop(0) if len(left) > 1 else left[0]
                 tx = decode_tx(raw)
-                receipt = Receipt(tx.id, 1, 0, 0, "x", tx.body.sender, None, None, True, "ok", "")
+                receipt = Receipt(tx.id, 1, 0, 0, "x", tx.body.sender, None, None, None, True, "ok", "")
                 body = f'{{"encoded": "{encode(receipt).hex()}", "detail": "full"}}'.encode()
                 self.send_response(status)
                 if status == 503 and retry_after:

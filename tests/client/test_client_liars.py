@@ -133,7 +133,7 @@ def test_a_problem_of_an_unknown_shape_is_told_by_its_status():
 def receipt(height: int, position: int = 0, record: bytes = RECORD) -> Receipt:
     tx = bytes([height % 256]) * 32
     return Receipt(
-        tx, height, position, 0, "access.request", KEY.public, record, "research", True, "allowed", ""
+        tx, height, position, 0, "access.request", KEY.public, record, "research", None, True, "allowed", ""
     )
 
 

@@ -23,6 +23,7 @@ from protocol.network import ChainAddresses, NodeAddress
 from protocol.record import BlobRef, Index, View
 from protocol.tx import Rule
 from tests.dealer import deal, index_key, sealed, share_key
+from tests.memory_state import MemoryState
 from tests.simulation.cluster import make_genesis
 
 GENESIS, KEYS = make_genesis(4)
@@ -37,12 +38,7 @@ TICKET = Ticket(GENESIS.chain_id, REQUEST, RECORD, 1, VIEW.commit, b"u" * 32, "r
 KEY = index_key(GENESIS)
 
 
-class State(dict):
-    def put(self, key: bytes, value: bytes) -> None:
-        self[key] = value
-
-
-STATE = State()
+STATE = MemoryState()
 deal(GENESIS, STATE)
 RUN = run_of(GENESIS.hash, 0, GENESIS.members, 3)
 SHARES = [RUN.piece(0, get_dealing(STATE, 0, 0), i, share_key(i)) for i in range(4)]

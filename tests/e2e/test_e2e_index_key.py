@@ -30,9 +30,6 @@ class Disk:
             row = db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
         return row[0] if row else None
 
-    def put(self, key: bytes, value: bytes) -> None:
-        raise AssertionError("only read")
-
 
 @pytest.fixture(scope="module")
 def stored(join_as: Callable[..., Session], sample: bytes) -> tuple[Session, bytes]:

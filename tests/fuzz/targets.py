@@ -32,6 +32,7 @@ from crypto.sign import SigningKey
 from protocol import contract, evidence, genesis, identity, network, tx
 from protocol.mempool import Mempool
 from tests.fuzz.recorded import COMMITTEE, GENESIS, KEYS, LIAR, chain_messages
+from tests.memory_state import MemoryState
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = Path(
@@ -144,7 +145,7 @@ def transactions_executed(data: bytes) -> None:
         pool = Mempool(GENESIS.chain_id)
         entry = pool.add(data, NOW)
         assert pool.fill((), 10, 1 << 20, NOW) == [entry]
-        state = _Memory()
+        state = MemoryState()
         for height, raw in enumerate([*transactions()[:-1], data], 1):
             receipt = contract.apply(state, GENESIS, tx.decode_tx(raw), height, 0, NOW)
             assert contract.decode_receipt(encode(receipt)) == receipt
@@ -152,11 +153,6 @@ def transactions_executed(data: bytes) -> None:
             if key.startswith((b"person/", b"record/")):
                 kind = contract.decode_person if key.startswith(b"person/") else contract.decode_record
                 assert encode(kind(value)) == value
-
-
-class _Memory(dict[bytes, bytes]):
-    def put(self, key: bytes, value: bytes) -> None:
-        self[key] = value
 
 
 # --- text -----------------------------------------------------------------------------------------------------------------------

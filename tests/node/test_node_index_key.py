@@ -19,14 +19,10 @@ from protocol.genesis import Member
 from protocol.index_key import DEALING_MS, get_key, open_resharing, run_of
 from protocol.tx import Close, Deal, Judge, decode_tx
 from tests.dealer import dishonest, share_key, share_point
+from tests.memory_state import MemoryState
 from tests.simulation.cluster import WALL0, make_genesis
 
 LABEL = b"label"
-
-
-class MemoryState(dict):
-    def put(self, key: bytes, value: bytes) -> None:
-        self[key] = value
 
 
 class Liar(Holder):

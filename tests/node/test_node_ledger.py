@@ -15,6 +15,7 @@ from protocol.block import Block
 from protocol.identity import Credential, SignedCredential
 from protocol.tx import Action, Attest, Certify, Publish, Request, Revoke, Rule, Tx, decode_tx
 from tests.dealer import deal, sealed
+from tests.memory_state import MemoryState
 from tests.simulation.cluster import WALL0, Cluster
 
 AUTHORITY = SigningKey(bytes([77]) * 32)
@@ -22,11 +23,6 @@ DOCTOR, PATIENT, USER = (SigningKey(bytes([i]) * 32) for i in (11, 12, 13))
 RECORD = b"r" * 16
 CLUSTER = Cluster()
 GENESIS = CLUSTER.genesis
-
-
-class MemoryState(dict):
-    def put(self, key: bytes, value: bytes) -> None:
-        self[key] = value
 
 
 def credential(key: SigningKey, role: str) -> Certify:
@@ -75,7 +71,9 @@ CHAIN = make_chain()
 def new_ledger(folder) -> Ledger:
     """A ledger to which the index key has been dealt."""
     made = Ledger(folder, GENESIS)
-    deal(GENESIS, made)
+    dealt = MemoryState()
+    deal(GENESIS, dealt)
+    made.write(dealt)
     return made
 
 
@@ -172,7 +170,7 @@ def test_a_full_disk_in_the_middle_keeps_nothing_and_the_blocks_are_executed_lat
 def test_a_power_cut_in_the_middle_of_a_block_leaves_the_last_whole_one(tmp_path, ledger, expected):
     ledger.execute(CHAIN[:2])
     ledger._db.execute("BEGIN IMMEDIATE")
-    ledger.put(b"half", b"done")
+    ledger.write({b"half": b"done"})
     shutil.copytree(tmp_path, tmp_path / "after")
     ledger._db.execute("ROLLBACK")
     after = new_ledger(tmp_path / "after")
@@ -194,12 +192,12 @@ def test_the_ledger_of_another_chain_is_refused(tmp_path, ledger):
 
 def test_the_access_log_has_every_request_for_the_record_in_order_and_in_pages(ledger):
     ledger.execute(CHAIN)
-    log = ledger.access_log(RECORD, (0, 0), 100)
+    log = ledger.record_log(RECORD, (0, 0), 100)
     assert [(r.height, r.position) for r in log] == [(4, 1), (5, 0), (5, 1), (5, 2), (5, 3), (6, 1)]
     assert [r.code for r in log] == ["allowed", "allowed", "wrong-purpose", "allowed", "allowed", "revoked"]
     pages, after = [], (0, 0)
-    while page := ledger.access_log(RECORD, after, 2):
+    while page := ledger.record_log(RECORD, after, 2):
         pages += page
         after = (page[-1].height, page[-1].position)
     assert pages == log
-    assert ledger.access_log(b"y" * 16, (0, 0), 100) == []
+    assert ledger.record_log(b"y" * 16, (0, 0), 100) == []

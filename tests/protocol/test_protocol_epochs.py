@@ -45,6 +45,7 @@ from protocol.epochs import Handover, decode_handover, follow, next_change, succ
 from protocol.genesis import Genesis, Member
 from protocol.mempool import Mempool
 from protocol.tx import Approval, ChangeMembers, Tx, decode_tx
+from tests.memory_state import MemoryState
 from tests.simulation.cluster import (
     ADMINS,
     CLIENT,
@@ -193,11 +194,6 @@ def test_members_that_cannot_be_told_apart_or_are_too_many_do_not_decode(members
 # --- which transaction ends an epoch, in consensus and in the contract -----------------------------------------------------
 
 
-class State(dict):
-    def put(self, key: bytes, value: bytes) -> None:
-        self[key] = value
-
-
 OTHER = approved(*ADMINS[:2], members=MEMBERS[:3])
 BAD = approved(ADMINS[2])
 PLAIN = decode_tx(request_tx(1))
@@ -221,7 +217,7 @@ def test_of_the_changes_in_a_block_the_first_valid_one_counts(txs, members):
     assert (change and change.members) == members
 
 
-def receipts(state: State, height: int, *changes: ChangeMembers) -> list[contract.Receipt]:
+def receipts(state: MemoryState, height: int, *changes: ChangeMembers) -> list[contract.Receipt]:
     return [
         contract.apply(state, GENESIS, sent(change, 100 * height + number), height, number, WALL0)
         for number, change in enumerate(changes)
@@ -229,7 +225,7 @@ def receipts(state: State, height: int, *changes: ChangeMembers) -> list[contrac
 
 
 def test_the_receipts_say_which_change_counted_and_why_the_others_did_not():
-    state = State()
+    state = MemoryState()
     signed_ahead = approved(*ADMINS, epoch=1, members=MEMBERS[:3])
     told = receipts(state, 1, BAD, GOOD, OTHER, signed_ahead)
     assert {r.kind for r in told} == {"members.change"}
@@ -253,7 +249,7 @@ changes = st.tuples(st.integers(0, 3), rosters, st.sampled_from([0, 1, 2, 3, 3])
 @given(st.lists(st.lists(changes, max_size=4), max_size=5))
 def test_the_contract_and_consensus_always_agree_on_the_members(blocks):
     """Blocks of changes, for the end of any epoch, to any members, approved by any number of admins."""
-    state, committee = State(), FIRST
+    state, committee = MemoryState(), FIRST
     for height, block in enumerate(blocks, 1):
         made = [
             approved(*ADMINS[:count], epoch=epoch, members=tuple(MEMBERS[p] for p in places))

@@ -27,16 +27,12 @@ from protocol.index_key import (
 )
 from protocol.tx import Action, Close, Deal, Judge, Tx, TxBody, decode_tx
 from tests.dealer import deal, dishonest, share_key
+from tests.memory_state import MemoryState
 from tests.simulation.cluster import WALL0, make_genesis
 
 AUTHORITY = SigningKey(bytes([77]) * 32)
 KEYS = [SigningKey(bytes([i + 1]) * 32) for i in range(12)]
 replace = msgspec.structs.replace
-
-
-class MemoryState(dict):
-    def put(self, key: bytes, value: bytes) -> None:
-        self[key] = value
 
 
 def members(*numbers: int) -> tuple[Member, ...]:

@@ -171,8 +171,20 @@ def actions() -> dict[str, tuple[str, tx.Action]]:
         "revoke": ("authority", tx.Revoke(KEYS["user"].public)),
         "change of members": ("admin", change()),
         "attest": ("doctor", tx.Attest(RECORD, VIEW.patient, doctor.header_digest(CES_HEADER))),
-        "publish": ("patient", tx.Publish(RECORD, 1, VIEW.commit, filled("sealed index", 300), RULE)),
+        "publish": (
+            "patient",
+            tx.Publish(RECORD, 1, VIEW.commit, filled("sealed index", 300), RULE, (filled("tag", 32),)),
+        ),
+        "retire": ("patient", tx.Retire(RECORD, filled("later record", 16))),
+        "erase": ("patient", tx.Erase(RECORD, encode(deletion_receipt()))),
         "request": ("user", tx.Request(RECORD, "research")),
+        "emergency": (
+            "doctor",
+            tx.Request(RECORD, "emergency", tx.Emergency("unconscious", filled("note", 80))),
+        ),
+        "decide": ("user", tx.Decide(REQUEST, True)),
+        "review": ("patient", tx.Review(REQUEST, "justified")),
+        "proxy": ("patient", tx.SetProxy(KEYS["user"].public, ("decide", "read"), NOW, NOW + 86_400_000)),
         "deal": ("member-0", tx.Deal(0, dealing())),
         "judge": (
             "member-0",
@@ -270,6 +282,15 @@ def download() -> record.Download:
     return record.Download.make(body, KEYS["user"])
 
 
+def delete() -> record.Delete:
+    body = record.DeleteBody(VIEW.patient, RECORD, NOW, filled("delete", 16))
+    return record.Delete.make(body, KEYS["patient"])
+
+
+def deletion_receipt() -> record.DeletionReceipt:
+    return record.DeletionReceipt.make(delete(), 2, 4, 5_000, NOW, KEYS["cloud"])
+
+
 def release() -> identity.Release:
     return identity.Release.make(
         TICKET,
@@ -294,6 +315,7 @@ def receipt() -> contract.Receipt:
         made.body.sender,
         RECORD,
         "research",
+        None,
         True,
         "allowed",
         "the rule is satisfied",
@@ -406,6 +428,10 @@ def objects() -> Iterator[
         filled("sealed index", 300),
         RULE,
         NOW,
+        "published",
+        (filled("tag", 32),),
+        None,
+        b"",
     )
     yield (
         "record entry",
@@ -413,6 +439,24 @@ def objects() -> Iterator[
         lambda: entry,
         {"header": ("ces-header", lambda _: encode(CES_HEADER))},
     )
+    waiting = contract.Pending(
+        REQUEST,
+        RECORD,
+        1,
+        VIEW.patient,
+        KEYS["doctor"].public,
+        "emergency",
+        tx.Emergency("unconscious", filled("note", 80)),
+        NOW,
+        NOW + contract.WAITING_LIFETIME_MS,
+    )
+    yield "waiting request", contract.decode_pending, lambda: waiting, {}
+    proxy = contract.Proxy(VIEW.patient, KEYS["user"].public, ("decide",), NOW, NOW + 86_400_000)
+    yield "proxy", contract.decode_proxy, lambda: proxy, {}
+    yield "uses", contract.decode_uses, lambda: contract.Uses(RULE.digest, 2), {}
+    yield "log head", contract.decode_log_head, lambda: contract.LogHead(3, filled("log", 32)), {}
+    yield "request to delete", record.decode_delete, delete, {}
+    yield "deletion receipt", record.decode_deletion_receipt, deletion_receipt, {}
     yield "members", contract.decode_members, lambda: (1, 1, MEMBERS[1:]), {}
     yield "index key", index_key.decode_index_key, the_index_key, {}
     yield "signed index key", index_key.decode_signed_index_key, signed_key, {}
@@ -574,6 +618,8 @@ def test_hashes_and_signatures_hold_for_other_libraries():
         *(
             "credential",
             "ces",
+            "delete",
+            "deletion-receipt",
             "download",
             "enrolment",
             "index",
