@@ -571,11 +571,20 @@ def chaos(
     out: Annotated[Path, typer.Option(help="Where each run makes a folder for its report.")] = Path(
         "reports"
     ),
+    simulate: Annotated[
+        bool,
+        typer.Option("--simulate", help="In the simulator: no processes, virtual time, many seeds."),
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="With --simulate: how many seeds for each file.")] = 100,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="With --simulate: only this seed, and tell its story.")
+    ] = None,
     check: Check = False,
 ) -> None:
     """Break a fresh network on purpose, under load, and judge it by what its clients saw. Exit code 1 if a property fails.
 
-    Examples: `python3 run_node.py chaos configs/chaos/leader-killed.toml` · `python3 run_node.py chaos configs/chaos/*.toml`
+    Examples: `python3 run_node.py chaos configs/chaos/leader-killed.toml` · `python3 run_node.py chaos configs/chaos/*.toml` ·
+    `python3 run_node.py chaos configs/chaos/*.toml --simulate`
     """
     from client.chaos.report import write_report
     from client.chaos.runner import run as run_scenario
@@ -586,6 +595,14 @@ def chaos(
         for path in scenarios:
             _checked(path)
         return
+    if simulate:
+        from tests.simulation import scenarios as simulator
+
+        if seed is None:
+            broken = simulator.run(scenarios, seeds, console)
+        else:
+            broken = sum(simulator.tell(path, seed, console) for path in scenarios)
+        raise typer.Exit(1 if broken else 0)
     failed = []
     for path, scenario in loaded:
         console.rule(f"{path.stem}: {scenario.title}", align="left")
