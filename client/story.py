@@ -14,7 +14,8 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from client.cli import DEFAULT_POLICIES, DEFAULT_PURPOSES
+from client.cli import DEFAULT_POLICIES
+from client.command import DEFAULT_PURPOSES
 from client.doctor import Doctor
 from client.fhir import load_bundle, load_profile, read_bundle, tokens_equal
 from client.home import Home
