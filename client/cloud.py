@@ -21,6 +21,9 @@ from protocol.record import (
     MAX_PART,
     MAX_REQUEST_HEAD,
     BlobRef,
+    Delete,
+    DeleteBody,
+    DeletionReceipt,
     Download,
     DownloadBody,
     DownloadHead,
@@ -28,9 +31,11 @@ from protocol.record import (
     Index,
     Upload,
     UploadReceipt,
+    decode_deletion_receipt,
     decode_download_head,
     decode_envelope,
     decode_upload_receipt,
+    digest,
 )
 
 _MSGPACK = {"content-type": "application/msgpack"}
@@ -62,6 +67,23 @@ class CloudClient:
             ) from None
         receipt = decode_upload_receipt(response.content)
         receipt.verify(upload, self._key)
+        return receipt
+
+    def delete(self, record: bytes, patient: Ed25519Signer) -> DeletionReceipt:
+        """Have the cloud delete all it holds of a record of `patient`; its signed receipt says that it holds nothing of it any more."""
+        request = Delete.make(DeleteBody(patient.public, record, now_ms(), os.urandom(16)), patient)
+        try:
+            response = checked(
+                self._http.post(f"{self._url}/v1/delete", content=encode(request), headers=_MSGPACK)
+            )
+        except httpx2.HTTPError as error:
+            raise Unavailable(
+                f"the cloud does not answer ({type(error).__name__}); try again later"
+            ) from None
+        receipt = decode_deletion_receipt(response.content)
+        receipt.verify(record, self._key)
+        if receipt.request != digest("delete", encode(request.body)):
+            raise Unauthentic("the cloud's deletion receipt is for another request; ask again")
         return receipt
 
     def fetch(
