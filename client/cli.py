@@ -30,7 +30,6 @@ from client.command import (
     record_id,
     show_stored,
     table,
-    time_text,
 )
 from client.diagnosis import diagnose
 from client.doctor import Doctor
@@ -41,7 +40,7 @@ from client.home import Home
 from client.patient import Patient
 from client.reader import Reader
 from client.session import Session
-from client.terminal import Terminal
+from client.terminal import Terminal, time_text
 from configs import passphrases
 from configs.files import read, read_text, write
 from configs.settings import Pairing

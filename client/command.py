@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +13,9 @@ import typer
 from rich.table import Table
 
 from client.home import Home, Outside
-from client.patient import StoredRecord
 from client.session import Session
-from client.terminal import Terminal
+from client.stored import StoredRecord
+from client.terminal import Terminal, time_text
 from configs import passphrases
 from configs.signer import CommandCesSigner, CommandSigner
 from crypto import ceas
@@ -114,10 +113,6 @@ def purposes_of(texts: list[str] | None) -> tuple[Purpose, ...]:
     if unknown := set(texts) - set(known):
         raise Malformed(f"{min(unknown)!r} is no purpose of use; use one of {', '.join(known)}")
     return tuple(texts)  # type: ignore[arg-type]
-
-
-def time_text(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
 
 
 def receipt_fields(receipt: Receipt) -> dict[str, Any]:
