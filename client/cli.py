@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from client import audit
+from client import audit, consent_cli
 from client.command import (
     DEFAULT_HOME,
     EXIT_CODES,
@@ -21,6 +21,8 @@ from client.command import (
     Context,
     Key,
     RecordId,
+    Yes,
+    agreeing,
     context,
     hex_bytes,
     pairs_of,
@@ -40,6 +42,7 @@ from client.home import Home
 from client.patient import Patient
 from client.reader import Reader
 from client.session import Session
+from client.stored import Terms
 from client.terminal import Terminal, time_text
 from configs import passphrases
 from configs.files import read, read_text, write
@@ -73,6 +76,9 @@ guardians_app = typer.Typer(
 app.add_typer(record_app, name="record")
 app.add_typer(guardians_app, name="guardians")
 app.add_typer(chain_app, name="chain")
+app.add_typer(consent_cli.access_app, name="access")
+app.add_typer(consent_cli.proxy_app, name="proxy")
+record_app.add_typer(consent_cli.record_app)
 
 
 @app.callback()
@@ -386,18 +392,28 @@ def record_store(
     profile: Annotated[
         str | None, typer.Option(help="A profile file, if the doctor used one that is not built in.")
     ] = None,
+    from_: consent_cli.From = None,
+    until: consent_cli.Until = None,
+    uses: consent_cli.Uses = None,
+    deny: consent_cli.Deny = None,
+    approval: consent_cli.Approval = None,
+    emergency: consent_cli.EmergencyPolicy = None,
+    tag: consent_cli.Tag = None,
+    yes: Yes = False,
 ) -> None:
     """Patient: verify the doctor's signature, encrypt, upload once, index on both chains.
 
     In a policy, `@week` stands for the week in which the record is sealed: `status:active@week` is met by whoever was
     certified for it in that week or later (`diptych record renew` seals anew).
 
-    Examples: `diptych record store 3fa2….diptych` · `diptych record store r.diptych --policy 'private=role:doctor and org:st-mary'`
+    Examples: `diptych record store 3fa2….diptych` · `diptych record store r.diptych --policy 'private=role:doctor and org:st-mary'` ·
+    `diptych record store r.diptych --until 2027-01-01 --approval 'role:ethics-board' --emergency 'role:doctor and dept:emergency'`
     """
+    terms = consent_cli.terms_of(Terms(), from_, until, uses, deny, approval, emergency)
     policies = DEFAULT_POLICIES | pairs_of(policy or [], "--policy CLASS=POLICY")
     moved = pairs_of(access or [], "--access PART=CLASS")
     with context.open() as session:
-        patient = Patient(session)
+        patient = Patient(session, agreeing(yes))
         stored = patient.receive(read(package, 200 << 20))
         header = stored.header
         for name in moved:
@@ -407,7 +423,8 @@ def record_store(
             label: moved.get(label) or moved.get(group_of(label)) or usual.access_of(label)
             for label in stored.labels
         }
-        stored = patient.store(header.record, classes, policies, purposes_of(purpose))
+        tags = consent_cli.tags_of(tag) or ()
+        stored = patient.store(header.record, classes, policies, purposes_of(purpose), terms, tags)
         show_stored(stored)
 
 
@@ -445,6 +462,7 @@ def record_move(
         str, typer.Option(help="The access class it goes to: shared, private, or one of your own.")
     ],
     policy: Annotated[str | None, typer.Option(help="The policy, if the class is new.")] = None,
+    yes: Yes = False,
 ) -> None:
     """Patient: move a part, or all parts of a group, between private and shared by re-encrypting keys alone.
 
@@ -453,13 +471,14 @@ def record_move(
     Example: `diptych record move 3fa2… m8 --to shared`
     """
     with context.open() as session:
-        show_stored(Patient(session).move(record_id(record), part, to, policy))
+        show_stored(Patient(session, agreeing(yes)).move(record_id(record), part, to, policy))
 
 
 @record_app.command("policy")
 def record_policy(
     record: RecordId,
     policy: Annotated[list[str], typer.Argument(help="CLASS=POLICY, one or several, changed together.")],
+    yes: Yes = False,
 ) -> None:
     """Patient: change who may read by re-encrypting keys alone.
 
@@ -468,7 +487,8 @@ def record_policy(
     Example: `diptych record policy 3fa2… 'shared=role:researcher and org:st-mary'`
     """
     with context.open() as session:
-        show_stored(Patient(session).set_policies(record_id(record), pairs_of(policy, "CLASS=POLICY")))
+        patient = Patient(session, agreeing(yes))
+        show_stored(patient.set_policies(record_id(record), pairs_of(policy, "CLASS=POLICY")))
 
 
 @record_app.command("renew")
@@ -477,15 +497,16 @@ def record_renew(
         list[str] | None,
         typer.Argument(metavar="[RECORD]…", help="Record ids; all with time-bound policies by default."),
     ] = None,
+    yes: Yes = False,
 ) -> None:
     """Patient: encrypt the keys anew for this week, where a policy says so: status:active@week.
 
     Whose attributes were not renewed since opens nothing that is sealed from now on.
 
-    Example: `diptych record renew`
+    Example: `diptych record renew --yes` (weekly, by cron)
     """
     with context.open() as session:
-        patient = Patient(session)
+        patient = Patient(session, agreeing(yes))
         wanted = [record_id(text) for text in records] if records else patient.time_bound()
         renewed = [patient.renew(record) for record in wanted]
     rows = [{"record": s.header.record.hex(), "version": s.version} for s in renewed]
@@ -494,11 +515,11 @@ def record_renew(
 
 @record_app.command("log")
 def record_log(record: RecordId) -> None:
-    """The record's access log from both chains: every request, allowed or denied, and why."""
+    """The record's log from both chains: every version, request, decision and review; allowed, denied or waiting, and why."""
     with context.open() as session:
         entries = Patient(session).log(record_id(record))
     rows = [{"chain": kind, **receipt_fields(receipt)} for kind, receipt in entries]
-    columns = ("time", "chain", "sender", "purpose", "decision", "reason")
+    columns = ("time", "chain", "kind", "sender", "purpose", "decision", "reason")
     context.show(rows, lambda c: c.print(table(rows, *columns)))
 
 
@@ -512,11 +533,16 @@ def record_request(
 ) -> None:
     """Data user: ask for access. The decision and its reason are on chain; denied ends with exit code 5.
 
+    If it must wait for a second person, `diptych record open` works once they have agreed. In an emergency: `diptych access emergency`.
+
     Example: `diptych record request 3fa2… --chain storage --purpose treatment`
     """
     (asked,) = purposes_of([purpose])
     with context.open() as session:
-        receipt = Reader(session).request(record_id(record), chain, asked)
+        reader = Reader(session)
+        receipt = reader.request(record_id(record), chain, asked)
+        if receipt.code == "waiting":
+            context.progress(f"waits for {reader.who_decides(receipt, chain)}")
         if not receipt.ok and session.is_renewal_due:
             context.progress("your attributes are of an earlier week; run diptych renew and ask again")
     data = receipt_fields(receipt)

@@ -12,7 +12,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from client.consequences import Consequences
 from client.home import Home, Outside
+from client.patient import Agree
 from client.session import Session
 from client.stored import StoredRecord
 from client.terminal import Terminal, time_text
@@ -38,6 +40,7 @@ ChainOption = Annotated[
     ChainKind, typer.Option("--chain", help="storage: the whole record; sharing: its shared part.")
 ]
 RecordId = Annotated[str, typer.Argument(metavar="RECORD", help="A record id: 32 hex digits.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Go on without asking.")]
 Key = Annotated[str, typer.Option(help="A public key: 64 hex digits, as printed by `diptych whoami`.")]
 
 
@@ -88,6 +91,41 @@ class Context:
 context = Context(DEFAULT_HOME, False, Terminal(stderr=True))
 
 
+def agreeing(yes: bool) -> Agree:
+    """Tells the user what a change leads to and asks; `Denied` if they do not want it, or nobody is there to say so.
+
+    Programs are told on standard error, as one line of JSON, and are only stopped by a warning.
+    """
+
+    def agree(found: Consequences) -> None:
+        if found.change == "store" and not found.warnings:
+            return
+        if context.as_json:
+            print(json.dumps(found.fields, ensure_ascii=False), file=sys.stderr)
+        else:
+            _tell(found)
+        if yes or (context.as_json and not found.warnings):
+            return
+        if context.as_json or not sys.stdin.isatty():
+            because = f": {found.warnings[0]}" if found.warnings else ""
+            raise Denied(f"nothing was changed{because}; repeat it with --yes if that is meant")
+        if not typer.confirm("Go on?", err=True):
+            raise Denied("nothing was changed")
+
+    return agree
+
+
+def _tell(found: Consequences) -> None:
+    console = context.console
+    if found.change != "store":
+        console.print(f"record {found.record.hex()}")
+        for what, sentences in (("before", found.before), ("after", found.after), ("kept", found.kept)):
+            for number, sentence in enumerate(sentences):
+                console.print(f"{'' if number else what:8} {sentence}")
+    for sentence in found.warnings:
+        console.print(f"{'warning':8} {sentence}", style="yellow")
+
+
 def hex_bytes(text: str, size: int, what: str) -> bytes:
     with suppress(ValueError):
         if len(value := bytes.fromhex(text)) == size:
@@ -115,6 +153,13 @@ def purposes_of(texts: list[str] | None) -> tuple[Purpose, ...]:
     return tuple(texts)  # type: ignore[arg-type]
 
 
+def decision(receipt: Receipt) -> str:
+    """In a word: what was refused or declined is denied, what needs a second person is waiting."""
+    if not receipt.ok or receipt.code == "declined":
+        return "denied"
+    return "waiting" if receipt.code == "waiting" else "allowed"
+
+
 def receipt_fields(receipt: Receipt) -> dict[str, Any]:
     return {
         "tx": receipt.tx.hex(),
@@ -124,7 +169,8 @@ def receipt_fields(receipt: Receipt) -> dict[str, Any]:
         "sender": receipt.sender.hex(),
         "record": receipt.record.hex() if receipt.record else None,
         "purpose": receipt.purpose,
-        "decision": "allowed" if receipt.ok else "denied",
+        "request": receipt.request.hex() if receipt.request else None,
+        "decision": decision(receipt),
         "code": receipt.code,
         "reason": receipt.reason,
     }
@@ -144,6 +190,22 @@ def print_fields(console: Terminal, data: Mapping[str, Any]) -> None:
         console.print(f"{name:{width}}  {', '.join(value) if isinstance(value, list) else value}")
 
 
+def terms_fields(stored: StoredRecord) -> dict[str, Any]:
+    terms = stored.terms
+    return {
+        "purposes": list(stored.purposes),
+        "from": None if terms.from_ms is None else time_text(terms.from_ms),
+        "until": None if terms.until_ms is None else time_text(terms.until_ms),
+        "uses": terms.uses,
+        "deny": [key.hex() for key in terms.deny],
+        "approval": terms.approval,
+        "emergency": terms.emergency,
+        "tags": [tag.hex() for tag in stored.tags],
+        "proxies": [key.hex() for key in stored.proxies],
+        "retired": stored.is_retired,
+    }
+
+
 def show_stored(stored: StoredRecord) -> None:
     header, labels = stored.header, stored.labels
     rows = [
@@ -156,6 +218,7 @@ def show_stored(stored: StoredRecord) -> None:
         "record": header.record.hex(),
         "version": stored.version,
         "policies": policies,
+        **terms_fields(stored),
         "rules": rules,
         "parts": rows,
     }
@@ -164,11 +227,13 @@ def show_stored(stored: StoredRecord) -> None:
         console.print(table(rows, "part", "access", "ciphertext", "bytes"))
         for name, policy in policies.items():
             console.print(f"{name:8} {policy}")
+        print_fields(console, {name: value for name, value in terms_fields(stored).items() if value})
         for rule in rules:
             console.print(f"rule     {rule}")
         console.print(
             f"record   {header.record.hex()}  version {stored.version}"
             + ("" if stored.version else " (not stored yet)")
+            + (" (retired)" if stored.is_retired else "")
         )
 
     context.show(data, human)
