@@ -389,7 +389,7 @@ class Patient:
         """Upload, then publish on each chain that does not have this version yet, then make it current."""
         session, home = self._session, self._home
         refs = tuple(BlobRef.of(blob) for blob in pending.blobs)
-        body = UploadBody(home.credential, pending.views, refs, now_ms())
+        body = UploadBody(session.cloud.key, home.credential, pending.views, refs, now_ms())
         session.progress(f"uploading {sum(r.size for r in refs):,} bytes in one request")
         session.cloud.upload(
             Upload.make(body, home.sign), {r.hash: b for r, b in zip(refs, pending.blobs, strict=True)}

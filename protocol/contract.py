@@ -524,8 +524,10 @@ def _erase(state: State, sender: bytes, action: Erase, time_ms: int) -> tuple[st
         deletion = decode_deletion_receipt(action.deletion)
     except DiptychError as error:
         raise Refused("bad-deletion", str(error)) from None
-    if deletion.record != action.record:
-        raise Refused("bad-deletion", "the cloud's deletion receipt is for another record")
+    if (deletion.record, deletion.before) != (action.record, None):
+        raise Refused(
+            "bad-deletion", "the cloud's deletion receipt is for another record, or for old versions only"
+        )
     _retag(state, action.record, entry.tags, ())
     state.remove(patient_list(sender) + action.record)
     state.remove(_uses_key(action.record))
