@@ -32,6 +32,7 @@ from client.enrolment import (
     decode_renewal,
 )
 from client.issuer import Issuer
+from client.terminal import time_text
 from configs.files import load_network
 from configs.settings import AuthoritySettings
 from configs.signer import signer_of
@@ -175,6 +176,30 @@ class Authority:
         self._put_on_chains(signed)
         _log.info("renewed", role=credential.role)
         return signed
+
+    def revocation(self, subject: bytes) -> tuple[tuple[str, str], ...]:
+        """What a revocation leads to: before, after, and what the person may have kept. `NotFound` if nobody has this key."""
+        now, [chain, *_] = now_ms(), self._chains
+        credential = chain.person(subject).signed.credential
+        grants = [ticket for chain in self._chains for ticket in chain.grants_of(subject)]
+        live = sum(now < ticket.expires_ms for ticket in grants)
+        return (
+            (
+                "before",
+                f"certified as {credential.role} until {time_text(credential.not_after_ms)} with "
+                f"{', '.join(credential.attributes)}: is granted each record whose rule these satisfy; "
+                f"{len(grants)} grants so far, {live} of them alive",
+            ),
+            (
+                "after",
+                "this key is granted nothing, publishes, approves and acts for nobody; living grants end; it is certified and renewed no more",
+            ),
+            (
+                "kept",
+                "what they opened; tickets they hold, for ten minutes where a cloud does not ask the chains; and their attribute key, which "
+                "opens what its policies name no week for, if somebody gives them the ciphertext",
+            ),
+        )
 
     def revoke(self, subject: bytes) -> None:
         """End the credential of a key on both chains, for good, and renew it no more. Raises `DiptychError`."""

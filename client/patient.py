@@ -189,7 +189,8 @@ class Patient:
         return self._advance(stored, after, "rewrap")
 
     def rekey(self, record: bytes, names: Sequence[str] = ()) -> StoredRecord:
-        """Encrypt parts or groups, by default all, under new keys, and upload the new ciphertexts with the new version."""
+        """Encrypt parts or groups, by default all, under new keys, upload the new ciphertexts with the new version, and have the cloud
+        delete what only older versions need."""
         stored = self._stored(record)
         indices = sorted({i for name in names for i in stored.indices_of(name)}) or range(len(stored.parts))
         messages, parts, blobs = stored.record.messages, list(stored.parts), []
@@ -199,7 +200,10 @@ class Patient:
             parts[index] = StoredPart(parts[index].access, key, stored.version + 1, BlobRef.of(blob))
             blobs.append(blob)
         after = msgspec.structs.replace(stored, parts=tuple(parts))
-        return self._advance(stored, after, "rekey", blobs)
+        made = self._advance(stored, after, "rekey", blobs)
+        self._session.progress("having the cloud delete the old ciphertexts")
+        self._session.cloud.delete(record, self._home.sign, before=made.version)
+        return made
 
     def time_bound(self) -> list[bytes]:
         """The stored records with a policy that says `@week`."""
