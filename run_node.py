@@ -400,11 +400,14 @@ def signer(
 def revoke(
     config: ConfigFile,
     key: Annotated[str, typer.Argument(help="The person's public key: 64 hex digits.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Go on without asking.")] = False,
 ) -> None:
     """End the credential of a key on both chains, for good: it is certified and renewed no more.
 
     What its holder opened before stays open to them. New records stay closed to the key where the contract decides, and where
     policies have time-bound attributes also by cryptography. Run by the authority's staff.
+
+    Says first what that leads to, and asks.
 
     Example: `python3 run_node.py revoke --config devnet/authority/config.toml 5c1f…`
     """
@@ -417,7 +420,14 @@ def revoke(
     if len(subject) != 32:
         raise Malformed("a person's public key is 64 hex digits, as printed by diptych whoami")
     settings, passphrase = _load(AuthoritySettings, config, None)
-    Authority.open(settings, passphrase).revoke(subject)
+    authority = Authority.open(settings, passphrase)
+    for what, sentence in authority.revocation(subject):
+        _said(f"{what:8} {sentence}")
+    if not yes and not sys.stdin.isatty():
+        raise Denied("nothing was changed; repeat it with --yes if that is meant")
+    if not yes and not typer.confirm("Go on?", err=True):
+        raise Denied("nothing was changed")
+    authority.revoke(subject)
     _said("revoked on both chains")
 
 

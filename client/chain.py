@@ -22,20 +22,45 @@ from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, U
 from crypto.seal import SealKey
 from crypto.sign import Ed25519Signer
 from protocol.block import Committee
-from protocol.contract import Person, Receipt, RecordEntry, decode_person, decode_receipt, decode_record
+from protocol.contract import (
+    Pending,
+    Person,
+    Proxy,
+    Receipt,
+    RecordEntry,
+    decode_pending,
+    decode_person,
+    decode_proxy,
+    decode_receipt,
+    decode_record,
+    decode_ticket,
+    pending_key,
+)
 from protocol.genesis import Genesis
-from protocol.identity import Credential, Release, SignedTicket, decode_release
+from protocol.identity import Credential, Release, SignedTicket, Ticket, decode_release
 from protocol.index_key import IndexKey, decode_signed_index_key, index_label
 from protocol.network import ChainAddresses
+from protocol.queries import (
+    GRANTS,
+    INBOX,
+    MAX_PAGE,
+    PEOPLE,
+    RECORDS,
+    TAGGED,
+    WAITING,
+    WARDS,
+    Item,
+    Query,
+)
 from protocol.record import Index, decode_index
 from protocol.tx import Action, Tx
 
 T = TypeVar("T")
 TX_LIFETIME_MS = 120_000
 MAX_ANSWER = 8 << 20
-MAX_LOG = 100_000
-"""Receipts of one access log; without end, it would fill the memory of whoever asks."""
 """Bytes of any server's answer, unless the request says otherwise in its extension `max_answer`."""
+MAX_LOG = MAX_LISTED = 100_000
+"""Receipts of one access log, entries of one listing; without end, they would fill the memory of whoever asks."""
 MAX_RETRY_AFTER = 30.0
 PAUSE = 0.2
 _OTHER_FORM = "a node's answer is not in the agreed form; it may run another version"
@@ -108,12 +133,13 @@ def checked(response: httpx2.Response) -> httpx2.Response:
     if response.is_success:
         return response
     try:
-        detail = str(response.json()["detail"])[:1000]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        detail = f"the server answered with HTTP status {response.status_code}"
+        found = response.json()
+        detail, code = str(found["detail"])[:1000], str(found.get("code", ""))[:64]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        detail, code = f"the server answered with HTTP status {response.status_code}", ""
     if response.status_code == 503:
         raise Busy(detail, _retry_after(response.headers.get("retry-after", "")))
-    raise _ERRORS.get(response.status_code, Unavailable)(detail)
+    raise _ERRORS.get(response.status_code, Unavailable)(detail, code)
 
 
 def _retry_after(text: str) -> float:
@@ -328,6 +354,82 @@ class ChainClient:
             if len(receipts) > MAX_LOG:
                 raise Malformed(f"a node's access log has more than {MAX_LOG} entries, which no record has")
         return receipts
+
+    # --- listings -----------------------------------------------------------------------------------------------------------
+
+    def records_of(self, patient: bytes) -> dict[bytes, RecordEntry]:
+        """A patient's records on this chain by their ids, erased ones aside."""
+        found = self._listed(RECORDS, patient, decode_record, lambda _, entry: entry.patient == patient)
+        return {item.id: entry for item, entry in found}
+
+    def grants_of(self, reader: bytes) -> list[Ticket]:
+        """What a reader's allowed requests have granted, expired or not."""
+        found = self._listed(
+            GRANTS, reader, decode_ticket, lambda id_, t: (t.request, t.requester) == (id_, reader)
+        )
+        return [ticket for _, ticket in found]
+
+    def inbox_of(self, patient: bytes) -> tuple[list[Pending], list[Pending]]:
+        """The requests for a patient's records that wait for a second person, and the emergency accesses that nobody has reviewed."""
+        found = self._listed(
+            INBOX, patient, decode_pending, lambda id_, p: (p.request, p.patient) == (id_, patient)
+        )
+        waiting = [p for item, p in found if item.key == pending_key(item.id)]
+        return waiting, [p for item, p in found if item.key != pending_key(item.id)]
+
+    def waiting(self) -> list[Pending]:
+        """All requests that wait for a second person."""
+        found = self._listed(WAITING, b"", decode_pending, lambda id_, p: p.request == id_)
+        return [pending for _, pending in found]
+
+    def wards_of(self, proxy: bytes) -> list[Proxy]:
+        """For whom somebody may act, in what and when; the time may not have begun, or may have passed."""
+        found = self._listed(WARDS, proxy, decode_proxy, lambda id_, p: (p.patient, p.proxy) == (id_, proxy))
+        return [ward for _, ward in found]
+
+    def tagged(self, tag: bytes) -> dict[bytes, RecordEntry]:
+        """The records that bear a tag in their current version, by their ids."""
+        found = self._listed(TAGGED, tag, decode_record, lambda _, entry: tag in entry.tags)
+        return {item.id: entry for item, entry in found}
+
+    def people(self) -> list[Person]:
+        """Everyone certified on this chain, revoked ones too; the authority's signatures are checked, the validity in time is not."""
+        found = self._listed(PEOPLE, b"", decode_person, lambda id_, person: self._is_person(id_, person))
+        return [person for _, person in found]
+
+    def _is_person(self, key: bytes, person: Person) -> bool:
+        return bool(self._checked_person(key, encode(person)))
+
+    def _listed(
+        self, query: Query, owner: bytes, decode: Callable[[bytes], T], holds: Callable[[bytes, T], bool]
+    ) -> list[tuple[Item, T]]:
+        """A whole listing, page by page, as one node tells it; each object in its form and belonging where it is listed."""
+        path, after = query.path.format(key=owner.hex()), b""
+        found: list[tuple[Item, T]] = []
+        more = True
+        while more:
+            answer = self.get(path, after=after.hex(), limit=MAX_PAGE)
+            try:
+                items = [
+                    Item(*(bytes.fromhex(item[name]) for name in Item._fields)) for item in answer["items"]
+                ]
+                more = answer["next"] is not None
+            except (KeyError, TypeError, ValueError):
+                raise Malformed(_OTHER_FORM) from None
+            for item in items:
+                value = decode(item.encoded)
+                if (
+                    len(item.id) != query.id_size
+                    or item.id <= after
+                    or item.key not in query.objects(owner, item.id)
+                    or not holds(item.id, value)
+                ):
+                    raise Malformed("a node's listing is out of order, or holds what does not belong there")
+                found.append((item, value))
+                after = item.id
+            if (more and not items) or len(found) > MAX_LISTED:
+                raise Malformed(f"a node's listing does not go on, or has more than {MAX_LISTED} entries")
+        return found
 
     # --- the index key and releases -----------------------------------------------------------------------------------------
 

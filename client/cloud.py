@@ -21,6 +21,9 @@ from protocol.record import (
     MAX_PART,
     MAX_REQUEST_HEAD,
     BlobRef,
+    Delete,
+    DeleteBody,
+    DeletionReceipt,
     Download,
     DownloadBody,
     DownloadHead,
@@ -28,9 +31,11 @@ from protocol.record import (
     Index,
     Upload,
     UploadReceipt,
+    decode_deletion_receipt,
     decode_download_head,
     decode_envelope,
     decode_upload_receipt,
+    digest,
 )
 
 _MSGPACK = {"content-type": "application/msgpack"}
@@ -39,7 +44,7 @@ _MAX_DOWNLOAD_HEAD = MAX_REQUEST_HEAD + MAX_CLASSES * MAX_ENVELOPE
 
 class CloudClient:
     def __init__(self, service: Service) -> None:
-        self._url, self._key = service.url, bytes.fromhex(service.key)
+        self._url, self.key = service.url, bytes.fromhex(service.key)
         self._http = http_client(120)
 
     def close(self) -> None:
@@ -61,8 +66,28 @@ class CloudClient:
                 f"the cloud does not answer ({type(error).__name__}); try again later"
             ) from None
         receipt = decode_upload_receipt(response.content)
-        receipt.verify(upload, self._key)
+        receipt.verify(upload, self.key)
         return receipt
+
+    def delete(self, record: bytes, patient: Ed25519Signer, before: int | None = None) -> DeletionReceipt:
+        """Have the cloud delete all it holds of a record for good, or only the versions `before` one; its signed receipt says what is gone.
+        Asking again is safe and gives a receipt again. The whole record can never be uploaded again."""
+        body = DeleteBody(self.key, patient.public, record, before, now_ms(), os.urandom(16))
+        receipt = decode_deletion_receipt(self._post("delete", encode(Delete.make(body, patient))))
+        receipt.verify(record, self.key, before)
+        if receipt.request != digest("delete", encode(body)):
+            raise Unauthentic("the cloud's deletion receipt is for another request")
+        return receipt
+
+    def _post(self, what: str, content: bytes) -> bytes:
+        try:
+            return checked(
+                self._http.post(f"{self._url}/v1/{what}", content=content, headers=_MSGPACK)
+            ).content
+        except httpx2.HTTPError as error:
+            raise Unavailable(
+                f"the cloud does not answer ({type(error).__name__}); try again later"
+            ) from None
 
     def fetch(
         self, index: Index, ticket: SignedTicket | None, reader: Ed25519Signer, wanted: Sequence[BlobRef] = ()
@@ -70,7 +95,7 @@ class CloudClient:
         """The view that `index` points at, its envelopes, and the `wanted` parts by hash, all checked against their names."""
         names = tuple(ref.hash for ref in wanted)
         request = Download.make(
-            DownloadBody(index, ticket, reader.public, names, now_ms(), os.urandom(16)), reader
+            DownloadBody(self.key, index, ticket, reader.public, names, now_ms(), os.urandom(16)), reader
         )
         size = 4 + _MAX_DOWNLOAD_HEAD + sum(ref.size for ref in wanted)
         try:

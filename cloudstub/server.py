@@ -4,13 +4,16 @@ Source: paper eqs. 5-7 and the fetch step of its protocol; docs/protocol.md.
 
     POST /v1/upload    4-byte big-endian length ‖ Upload ‖ blobs      ->  UploadReceipt
     POST /v1/download  Download                                       ->  4-byte length ‖ DownloadHead ‖ blobs
+    POST /v1/delete    Delete                                         ->  DeletionReceipt
     GET  /v1/info, /healthz, /readyz
 
 Invariants:
 - Nothing of an upload is readable unless all of it was checked and is on disk.
 - A record goes out to its patient, or to the requester whom a quorum of the chain's nodes names in a ticket
   for exactly this view; the patient's signature on the address (the paper's S_1) is needed beside it and
-  opens nothing by itself. Every request is signed, recent and answered once.
+  opens nothing by itself. Every request is signed for this cloud and recent; a download is answered once.
+- A patient's deletion is on disk before its receipt is signed. Repeating it changes nothing, as nothing can be stored
+  again under the id of a record that was erased, nor a version below a stored one.
 - Memory per request is bounded by its head, the envelopes of a view, the names of the record's blobs and a
   chunk, whatever the size of the parts.
 - A refusal is an RFC 9457 problem whose `detail` is a sentence; it never says whether somebody else holds
@@ -43,11 +46,13 @@ from protocol.block import Committee
 from protocol.record import (
     MAX_ENVELOPE,
     BlobRef,
+    DeletionReceipt,
     DownloadBody,
     DownloadHead,
     Upload,
     UploadReceipt,
     View,
+    decode_delete,
     decode_download,
     decode_envelope,
     decode_upload,
@@ -119,6 +124,7 @@ def create_app(config: CloudConfig) -> Starlette:
         routes=[
             Route("/v1/upload", cloud.upload, methods=["POST"]),
             Route("/v1/download", cloud.download, methods=["POST"]),
+            Route("/v1/delete", cloud.delete, methods=["POST"]),
             Route("/v1/info", cloud.info),
             Route("/healthz", cloud.healthz),
             Route("/readyz", cloud.readyz),
@@ -193,12 +199,12 @@ class _Cloud:
     def _uploader(self, upload: Upload) -> bytes:
         """The patient who uploads, if signature, credential, role, time and the views' heads are in order."""
         upload.verify()
+        self._check_meant(upload.body.cloud, upload.body.time_ms)
         credential = upload.body.credential.verify(self._config.authority, self._config.clock())
         if credential.role != "patient":
             raise Denied(
                 f"only a patient may upload records, and this credential is for the role {credential.role}"
             )
-        self._check_time(upload.body.time_ms)
         for view in upload.body.views:
             if view.patient != credential.subject:
                 raise Denied("a view names another patient than the one who uploads")
@@ -206,9 +212,16 @@ class _Cloud:
                 raise Denied("a view is for a chain that this cloud does not serve; see /v1/info")
         return credential.subject
 
-    def _check_time(self, time_ms: int) -> None:
+    def _check_meant(self, cloud: bytes, time_ms: int) -> None:
+        """Raise `Denied` unless a request is for this cloud and now."""
+        if cloud != self._config.key.public:
+            raise Denied(
+                "the request was signed for another cloud; see /v1/info for this one's key", "other-cloud"
+            )
         if abs(self._config.clock() - time_ms) > MAX_SKEW_MS:
-            raise Denied("the request was not made within the last minute; set your clock and sign a new one")
+            raise Denied(
+                "the request was not made within the last minute; set your clock and sign a new one", "stale"
+            )
 
     def _check_envelope_refs(self, view: View, known: Mapping[bytes, int]) -> None:
         for ref in view.envelopes:
@@ -259,7 +272,7 @@ class _Cloud:
         download = decode_download(await _Body(request, self._limits).whole())
         download.verify()
         body = download.body
-        self._check_time(body.time_ms)
+        self._check_meant(body.cloud, body.time_ms)
         view = await self._store.view(body.index.address)
         if view is None:
             raise NotFound("no record lies at this address; ask for the record's newest index entry")
@@ -277,6 +290,17 @@ class _Cloud:
             media_type="application/octet-stream",
             seconds=self._limits.patience_s + size / self._limits.slowest_rate,
         )
+
+    async def delete(self, request: Request) -> Response:
+        delete = decode_delete(await _Body(request, self._limits).whole())
+        delete.verify()
+        body = delete.body
+        self._check_meant(body.cloud, body.time_ms)
+        gone = await self._store.delete(body.patient, body.record, body.before, self._config.clock())
+        receipt = DeletionReceipt.make(
+            delete, gone.views, gone.blobs, gone.size, gone.time_ms, self._config.key
+        )
+        return Response(encode(receipt), media_type="application/msgpack")
 
     def _read_view(
         self, view: View, wanted: tuple[bytes, ...]
@@ -407,7 +431,7 @@ class _Body:
 
 
 class _Timed(StreamingResponse):
-    """Gives up on a client that takes the answer too slowly: the connection ends before all is sent."""
+    """Gives up on a client that takes the answer too slowly, and on what is deleted meanwhile: the connection ends before all is sent."""
 
     def __init__(
         self, content: AsyncIterator[bytes], headers: dict[str, str], media_type: str, seconds: float
@@ -416,7 +440,7 @@ class _Timed(StreamingResponse):
         self._seconds = seconds
 
     async def stream_response(self, send: Send) -> None:
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, FileNotFoundError):
             async with asyncio.timeout(self._seconds):
                 await super().stream_response(send)
 

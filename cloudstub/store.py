@@ -1,7 +1,7 @@
 """Where the cloud keeps ciphertext: blobs in a folder, what they belong to in SQLite (paper eq. 5).
 
     folder/lock        held while a server runs; a second server on the folder is refused
-    folder/meta.db     views, who holds which blob for which record, spent nonces (WAL, synchronous=FULL)
+    folder/meta.db     views, who holds which blob for which record, spent nonces, what was erased (WAL, synchronous=FULL)
     folder/blobs/ab/…  one file per blob, named by the SHA-256 of its bytes
     folder/tmp/…       one folder per upload under way, emptied at start
 
@@ -12,7 +12,14 @@ Invariants, at every instant and after a loss of power at any instant:
 - Whoever asks for a blob asks as a patient and for a record. The same bytes may lie under several patients;
   knowing a hash gives nobody a claim to them.
 - A file under `blobs` is either held by somebody or listed in `placing`, so a crash between renaming and
-  committing leaves nothing behind after the next start.
+  committing, or between committing a deletion and removing files, leaves nothing behind after the next start.
+- Of an erased record there remain its counts under a digest of patient, record and a salt of this folder: the
+  record cannot come back, and the folder lists neither patient nor record. Who has the folder can still confirm
+  a guess of both.
+
+Deleted rows are overwritten with zeros (`secure_delete`) and do not stay in the write-ahead log. Deleted files
+are unlinked, not overwritten: on journals, copy-on-write file systems and SSDs that would not reach the old
+blocks. These hold ciphertext until the disk uses them again; backups hold it longer.
 """
 
 import asyncio
@@ -29,9 +36,9 @@ import aiosqlite
 
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, Unauthentic, Unavailable
-from protocol.record import BlobRef, View, decode_view
+from protocol.record import BlobRef, View, decode_envelope, decode_view, digest
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS view (
     address BLOB PRIMARY KEY, patient BLOB NOT NULL, chain_id TEXT NOT NULL, record BLOB NOT NULL,
@@ -42,6 +49,10 @@ CREATE TABLE IF NOT EXISTS holding (
     PRIMARY KEY (patient, record, hash)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS holding_by_hash ON holding (hash);
 CREATE TABLE IF NOT EXISTS placing (hash BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS salt (salt BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS erased (
+    name BLOB PRIMARY KEY, views INTEGER NOT NULL, blobs INTEGER NOT NULL, size INTEGER NOT NULL,
+    time_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS nonce (
     requester BLOB NOT NULL, nonce BLOB NOT NULL, expires_ms INTEGER NOT NULL,
     PRIMARY KEY (requester, nonce)) STRICT, WITHOUT ROWID;
@@ -70,6 +81,16 @@ class Quota:
                 f"the quota is {self.max_bytes} bytes in {self.max_blobs} blobs and this upload would need "
                 f"{size} bytes in {blobs}; ask the operator of the cloud for more"
             )
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """What a deletion took away: views, blobs and their bytes, when."""
+
+    views: int
+    blobs: int
+    size: int
+    time_ms: int
 
 
 class Staging:
@@ -118,11 +139,14 @@ class BlobStore:
             await asyncio.to_thread(_prepare, self._folder)
             self._writer = await stack.enter_async_context(self._connect())
             [(version,)] = await self._writer.execute_fetchall("PRAGMA user_version")
-            if version not in (0, _SCHEMA_VERSION):
+            if not 0 <= version <= _SCHEMA_VERSION:
                 raise Conflict(
                     "the data folder was written by another version of the cloud server; run that version"
                 )
             await self._writer.executescript(_SCHEMA)
+            sql = "INSERT INTO salt SELECT ? WHERE NOT EXISTS (SELECT 1 FROM salt)"
+            await self._writer.execute(sql, (os.urandom(32),))
+            [(self._salt,)] = await self._writer.execute_fetchall("SELECT salt FROM salt")
             # Readers have their own connection, so they never see what a transaction has not yet committed.
             self._reader = await stack.enter_async_context(self._connect())
             await self._remove_unheld()
@@ -138,6 +162,7 @@ class BlobStore:
         async with aiosqlite.connect(self._folder / "meta.db", isolation_level=None) as db:
             await db.execute("PRAGMA journal_mode = WAL")
             await db.execute("PRAGMA synchronous = FULL")
+            await db.execute("PRAGMA secure_delete = ON")
             yield db
 
     @asynccontextmanager
@@ -179,7 +204,8 @@ class BlobStore:
         return await self._usage(self._reader, patient)
 
     async def check_version(self, view: View) -> None:
-        """Raise `Conflict` if the patient has another view of this record version on this chain."""
+        """Raise `Conflict` if the patient has another view of this record version on this chain, or a later version, or has
+        erased the record."""
         await self._is_stored(self._reader, view)
 
     async def use_nonce(self, requester: bytes, nonce: bytes, expires_ms: int, now_ms: int) -> bool:
@@ -195,9 +221,8 @@ class BlobStore:
     ) -> None:
         """Make `views`, all of one patient, and the (record, blob) pairs they need readable, all or nothing.
 
-        Durable on return. Views that are already there stay as they are. Raises `Conflict` if the patient has
-        another view of the same chain, record and version, `OverQuota` if the patient would then hold too
-        much.
+        Durable on return. Views that are already there stay as they are. Raises `Conflict` as `check_version`, and if
+        a blob that was not sent along is held no more, `OverQuota` if the patient would then hold too much.
         """
         # A caller that is cancelled must not leave half a transaction on the shared connection.
         await asyncio.shield(self._publish(views, holdings, staging, quota))
@@ -229,6 +254,11 @@ class BlobStore:
                                 encode(view),
                             )
                             await db.execute("INSERT INTO view VALUES (?, ?, ?, ?, ?, ?)", row)
+                    for record, ref in holdings:
+                        if ref.hash not in staging.hashes and not await self._holds(db, patient, record, ref):
+                            raise Conflict(
+                                "an earlier version of the record was deleted meanwhile; send the upload again"
+                            )
                     rows = [(patient, record, ref.hash, ref.size) for record, ref in holdings]
                     await db.executemany("INSERT OR IGNORE INTO holding VALUES (?, ?, ?, ?)", rows)
                     quota.check(*await self._usage(db, patient))
@@ -237,22 +267,79 @@ class BlobStore:
                 await self._remove_unheld()
                 raise
 
+    async def delete(self, patient: bytes, record: bytes, before: int | None, now_ms: int) -> Deleted:
+        """Delete all that this patient has of a record, for good, or only the versions `before` one and what they alone
+        need. Durable on return; doing it again gives the same answer for a whole record.
+
+        Raises `Conflict` if no later version would remain, `Unavailable` if the envelopes that remain cannot be read.
+        """
+        return await asyncio.shield(self._delete(patient, record, before, now_ms))
+
+    async def _delete(self, patient: bytes, record: bytes, before: int | None, now_ms: int) -> Deleted:
+        async with self._publishing:
+            async with self._transaction() as db:
+                deleted = await self._forget(db, patient, record, before, now_ms)
+            await self._remove_unheld()
+            return deleted
+
+    async def _forget(
+        self, db: aiosqlite.Connection, patient: bytes, record: bytes, before: int | None, now_ms: int
+    ) -> Deleted:
+        name = self._erased_name(patient, record)
+        sql = "SELECT views, blobs, size, time_ms FROM erased WHERE name = ?"
+        if earlier := await self._select(db, sql, name):
+            return Deleted(*earlier[0])
+        sql = "SELECT encoded FROM view WHERE patient = ? AND record = ?"
+        views = [decode_view(row[0]) for row in await self._select(db, sql, patient, record)]
+        going = [view for view in views if before is None or view.version < before]
+        kept = [view for view in views if view not in going]
+        if before is not None and not {v.chain_id for v in going} <= {v.chain_id for v in kept}:
+            raise Conflict(f"no version from {before} on is stored, and this never deletes the last one")
+        needed = await asyncio.to_thread(self._needed, kept)
+        sql = "SELECT hash, size FROM holding WHERE patient = ? AND record = ?"
+        held = await self._select(db, sql, patient, record)
+        lost = {row[0]: row[1] for row in held if row[0] not in needed}
+        deleted = Deleted(len(going), len(lost), sum(lost.values()), now_ms)
+        await db.executemany("DELETE FROM view WHERE address = ?", [(view.address,) for view in going])
+        sql = "DELETE FROM holding WHERE patient = ? AND record = ? AND hash = ?"
+        await db.executemany(sql, [(patient, record, hash_) for hash_ in lost])
+        await db.executemany("INSERT OR IGNORE INTO placing VALUES (?)", [(hash_,) for hash_ in lost])
+        if before is None and held:  # else anybody could fill the table with names of their own
+            row = (name, deleted.views, deleted.blobs, deleted.size, now_ms)
+            await db.execute("INSERT INTO erased VALUES (?, ?, ?, ?, ?)", row)
+        return deleted
+
+    def _needed(self, views: Iterable[View]) -> set[bytes]:
+        """The hashes of all blobs that these views need."""
+        envelopes = {ref for view in views for ref in view.envelopes}
+        needed = {ref.hash for ref in envelopes}
+        for ref in envelopes:
+            envelope = decode_envelope(read_whole(self.path(ref.hash), ref))
+            needed |= {part.blob.hash for part in envelope.parts}
+        return needed
+
+    def _erased_name(self, patient: bytes, record: bytes) -> bytes:
+        return digest("erased", encode((self._salt, patient, record)))
+
     def _place(self, staging: Staging) -> None:
-        for digest in staging.hashes:
-            staging.path(digest).rename(self.path(digest))
-        for folder in {self.path(digest).parent for digest in staging.hashes}:
+        for name in staging.hashes:
+            staging.path(name).rename(self.path(name))
+        for folder in {self.path(name).parent for name in staging.hashes}:
             _sync(folder)
 
     async def _remove_unheld(self) -> None:
-        """Remove what an unfinished publication put in place.
+        """Remove what an unfinished publication put in place, and what a deletion has left to nobody.
 
         Runs at start and under `_publishing`, so no other publication counts on these files.
         """
         sql = "SELECT hash FROM placing WHERE hash NOT IN (SELECT hash FROM holding)"
-        for (digest,) in await self._writer.execute_fetchall(sql):
-            await asyncio.to_thread(_unlink, self.path(digest))
+        async with self._writing:
+            paths = [self.path(row[0]) for row in await self._writer.execute_fetchall(sql)]
+        await asyncio.to_thread(_unlink, paths)
         async with self._transaction() as db:
             await db.execute("DELETE FROM placing")
+        async with self._writing:
+            await self._writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
 
     async def _use_nonce(self, requester: bytes, nonce: bytes, expires_ms: int, now_ms: int) -> bool:
         async with self._transaction() as db:
@@ -263,13 +350,26 @@ class BlobStore:
             return cursor.rowcount == 1
 
     async def _is_stored(self, db: aiosqlite.Connection, view: View) -> bool:
-        sql = "SELECT address FROM view WHERE patient = ? AND chain_id = ? AND record = ? AND version = ?"
+        sql = "SELECT address, version FROM view WHERE patient = ? AND chain_id = ? AND record = ? AND version >= ?"
         rows = await self._select(db, sql, view.patient, view.chain_id, view.record, view.version)
-        if rows and rows[0][0] != view.address:
+        stored = {row[1]: row[0] for row in rows}
+        if view.version in stored and stored[view.version] != view.address:
             raise Conflict(
-                "another view of this record version is stored for this chain; publish a new version instead"
+                "another view of this record version is stored for this chain; publish a new version instead",
+                "other-view",
             )
+        if rows and view.version not in stored:
+            raise Conflict(
+                "a later version of the record is stored already; publish a new one", "other-version"
+            )
+        name = self._erased_name(view.patient, view.record)
+        if await self._select(db, "SELECT 1 FROM erased WHERE name = ?", name):
+            raise Conflict("the record was erased for good; nothing is stored under its id again", "erased")
         return bool(rows)
+
+    async def _holds(self, db: aiosqlite.Connection, patient: bytes, record: bytes, ref: BlobRef) -> bool:
+        sql = "SELECT 1 FROM holding WHERE patient = ? AND record = ? AND hash = ?"
+        return bool(await self._select(db, sql, patient, record, ref.hash))
 
     async def _usage(self, db: aiosqlite.Connection, patient: bytes) -> tuple[int, int]:
         sql = "SELECT coalesce(sum(size), 0), count(*) FROM holding WHERE patient = ?"
@@ -332,9 +432,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    _sync(path.parent)
+def _unlink(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for folder in {path.parent for path in paths}:
+        _sync(folder)
 
 
 def _claim(folder: Path) -> int:

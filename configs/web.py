@@ -1,6 +1,6 @@
 """What the HTTP side of every daemon shares: refusals as RFC 9457 problems, and a server that stops cleanly.
 
-A problem's `detail` is the sentence of the `DiptychError`; anything unexpected becomes a 500 without internals.
+A problem's `detail` is the sentence of the `DiptychError`, and `code` its word for programs if it has one; anything unexpected becomes a 500 without internals.
 """
 
 import asyncio
@@ -39,9 +39,14 @@ _log = structlog.get_logger()
 
 
 def problem(
-    status: int, detail: str, kind: str = "about:blank", headers: Mapping[str, str] | None = None
+    status: int,
+    detail: str,
+    kind: str = "about:blank",
+    headers: Mapping[str, str] | None = None,
+    code: str = "",
 ) -> Response:
     content = {"type": kind, "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    content |= {"code": code} if code else {}
     return JSONResponse(content, status, headers, media_type="application/problem+json")
 
 
@@ -49,7 +54,7 @@ def _on_refusal(_: Request, error: Exception) -> Response:
     kind = type(error)
     status = getattr(error, "status", None) or next(_STATUS[base] for base in kind.__mro__ if base in _STATUS)
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
-    return problem(status, str(error), f"urn:diptych:{kind.__name__}", headers)
+    return problem(status, str(error), f"urn:diptych:{kind.__name__}", headers, getattr(error, "code", ""))
 
 
 def _on_http_error(_: Request, error: Exception) -> Response:

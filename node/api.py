@@ -6,6 +6,7 @@ it checks signatures and quorums itself.
 """
 
 import time
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,10 +23,12 @@ from node.daemon import Node, TxBatch
 from protocol.block import MAX_TX
 from protocol.contract import Receipt
 from protocol.mempool import Pending
+from protocol.queries import MAX_PAGE, QUERIES, Query
 from protocol.tx import decode_tx
 
 MAX_WAIT_S = 30.0
 LOG_PAGE = 500
+LIST_PAGE = 100
 MAX_BATCH = 1 << 20
 decode_batch = Decoder[tuple[bytes, ...]](TxBatch, "a batch of transactions", MAX_BATCH)
 
@@ -54,6 +57,7 @@ def create_app(node: Node) -> Starlette:
         Route("/v1/identity/{key}", api.identity),
         Route("/v1/record/{record}", api.record),
         Route("/v1/record/{record}/log", api.log),
+        *(Route(query.path, partial(api.page, query)) for query in QUERIES),
         Route("/v1/epochs", api.epochs),
         Route("/v1/release/{tx}", api.release),
         Route("/v1/index-key", api.index_key),
@@ -191,6 +195,18 @@ class _Api:
         encoded = [encode(r).hex() for r in receipts]
         return JSONResponse({"receipts": hexed(receipts), "encoded": encoded, "next": more})
 
+    async def page(self, query: Query, request: Request) -> Response:
+        """A page of a listing of the state."""
+        owner = _hex(request, "key", query.owner_size) if query.owner_size else b""
+        limit = request.query_params.get("limit", str(LIST_PAGE))
+        if not limit.isdecimal() or len(limit) > 4 or not 0 < int(limit) <= MAX_PAGE:
+            raise Malformed(f"limit must be a number of items, 1 to {MAX_PAGE}")
+        after = request.query_params.get("after", "")
+        start = _bytes(after, "after", query.id_size) if after else b""
+        height, items, more = await self._node.page(query, owner, start, int(limit))
+        listed = [{"id": i.id.hex(), "key": i.key.hex(), "encoded": i.encoded.hex()} for i in items]
+        return JSONResponse({"height": height, "items": listed, "next": more.hex() if more else None})
+
     async def epochs(self, request: Request) -> Response:
         """The ends of epochs from `from` on, as a msgpack array of encoded handovers; again for more, until it is empty."""
         text = request.query_params.get("from", "0")
@@ -224,10 +240,14 @@ def _receipt(receipt: Receipt) -> Response:
 
 
 def _hex(request: Request, name: str, size: int) -> bytes:
+    return _bytes(request.path_params[name], f"the {name}", size)
+
+
+def _bytes(text: str, what: str, size: int) -> bytes:
     try:
-        value = bytes.fromhex(request.path_params[name])
+        value = bytes.fromhex(text)
     except ValueError:
         value = b""
     if len(value) != size:
-        raise Malformed(f"the {name} must be written as {2 * size} hex digits")
+        raise Malformed(f"{what} must be written as {2 * size} hex digits")
     return value

@@ -33,7 +33,7 @@ from node.metrics import Metrics
 from node.net import MAX_BODY, Chan, Event, Net, Peer, PeerDown, PeerUp, Received
 from node.roster import Roster
 from node.store import Store
-from protocol import contract
+from protocol import contract, queries
 from protocol.block import (
     Accusation,
     Block,
@@ -56,6 +56,7 @@ from protocol.identity import Credential, Release, Ticket
 from protocol.index_key import SignedIndexKey, get_key, index_label
 from protocol.mempool import Mempool, Pending
 from protocol.network import NodeAddress
+from protocol.queries import Item, Query
 from protocol.tx import decode_tx
 
 T = TypeVar("T")
@@ -296,6 +297,18 @@ class Node:
 
     async def record_log(self, record: bytes, after: tuple[int, int], limit: int) -> list[Receipt]:
         return await self._in_ledger(lambda: self._ledger_reader.record_log(record, after, limit))
+
+    async def page(
+        self, query: Query, owner: bytes, after: bytes, limit: int
+    ) -> tuple[int, list[Item], bytes | None]:
+        """A page of a listing (`protocol.queries.page`), with the height of the block after which it was so."""
+
+        def read() -> tuple[int, list[Item], bytes | None]:
+            ledger = self._ledger_reader
+            with ledger.unchanging():
+                return ledger.head()[0], *queries.page(ledger, query, owner, after, limit)
+
+        return await self._in_ledger(read)
 
     async def release(self, tx_id: bytes) -> Release:
         """This node's part of a granted request: the ticket signed, its decryption share of the index entry sealed to the requester."""

@@ -4,7 +4,8 @@ A block is executed in one transaction with its receipts and its height, after i
 that undid the last transactions, execution goes on from the height it had reached. One thread at a time.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ CREATE TABLE IF NOT EXISTS receipts (tx BLOB PRIMARY KEY, height INTEGER NOT NUL
 CREATE INDEX IF NOT EXISTS receipts_by_record ON receipts (record, height, position) WHERE record IS NOT NULL;
 CREATE TABLE IF NOT EXISTS executed (height INTEGER PRIMARY KEY, root BLOB NOT NULL);
 """
+
+MAX_KEY = 128
+"""More bytes than a key of the state has."""
 
 
 class _Changes:
@@ -66,6 +70,24 @@ class Ledger:
     def get(self, key: bytes) -> bytes | None:
         row = self._db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
         return row[0] if row else None
+
+    def listing(self, prefix: bytes, after: bytes, limit: int) -> list[bytes]:
+        """As `protocol.queries.Listable` says."""
+        end = prefix + b"\xff" * MAX_KEY  # beyond every key with this prefix
+        rows = self._db.execute(
+            "SELECT key FROM state WHERE key > ? AND key < ? ORDER BY key LIMIT ?",
+            (prefix + after, end, limit),
+        )
+        return [key[len(prefix) :] for (key,) in rows]
+
+    @contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """Everything read within is of one moment, between two blocks."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("COMMIT")
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
         """Put these values into the state; None removes the key."""

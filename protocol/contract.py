@@ -540,8 +540,10 @@ def _erase(state: State, sender: bytes, action: Erase, time_ms: int) -> tuple[st
         raise Refused(
             "bad-deletion", "this is no deletion receipt of a cloud; send the one it gave"
         ) from None
-    if deletion.record != action.record:
-        raise Refused("bad-deletion", "the cloud's deletion receipt is for another record")
+    if (deletion.record, deletion.before) != (action.record, None):
+        raise Refused(
+            "bad-deletion", "the cloud's deletion receipt is for another record, or for old versions only"
+        )
     _retag(state, action.record, entry.tags, ())
     state.remove(patient_list(sender) + action.record)
     state.remove(_uses_key(action.record))

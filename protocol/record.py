@@ -110,8 +110,10 @@ class Index(Wire, frozen=True, tag="index/1"):
 
 class UploadBody(Wire, frozen=True):
     """The head of an upload: everything that it makes readable. `blobs` follow in this order as raw bytes; a blob that a
-    view needs and the cloud already holds for the same patient need not be sent again."""
+    view needs and the cloud already holds for the same patient need not be sent again. `cloud` is the key of the one that it is meant for,
+    here and in all requests to a cloud."""
 
+    cloud: Bytes32
     credential: SignedCredential
     views: Annotated[tuple[View, ...], msgspec.Meta(min_length=1, max_length=8)]
     blobs: Annotated[tuple[BlobRef, ...], msgspec.Meta(max_length=MAX_PARTS + MAX_CLASSES)]
@@ -157,10 +159,12 @@ class UploadReceipt(Wire, frozen=True, tag="upload-receipt/1"):
 
 
 class DeleteBody(Wire, frozen=True):
-    """A patient's request that the cloud delete all it holds of a record."""
+    """A patient's request that the cloud delete all it holds of a record, or only the versions `before` one and what they alone need."""
 
+    cloud: Bytes32
     patient: Bytes32
     record: Bytes16
+    before: UInt | None
     time_ms: UInt
     nonce: Bytes16
 
@@ -179,10 +183,12 @@ class Delete(Wire, frozen=True, tag="delete/1"):
 
 
 class DeletionReceipt(Wire, frozen=True, tag="deletion-receipt/1"):
-    """The cloud's word that it holds nothing of a record any more: how many views and blobs it has deleted, how many bytes, when."""
+    """The cloud's word that it holds nothing of a record any more, or nothing that only versions `before` one needed: how many views and
+    blobs it has deleted, how many bytes, when."""
 
     request: Bytes32
     record: Bytes16
+    before: UInt | None
     views: UInt
     blobs: UInt
     size: UInt
@@ -193,26 +199,33 @@ class DeletionReceipt(Wire, frozen=True, tag="deletion-receipt/1"):
     def make(
         cls, delete: Delete, views: int, blobs: int, size: int, time_ms: int, cloud: Ed25519Signer
     ) -> "DeletionReceipt":
-        request = digest("delete", encode(delete.body))
-        unsigned = cls(request, delete.body.record, views, blobs, size, time_ms, bytes(64))
+        body = delete.body
+        unsigned = cls(
+            digest("delete", encode(body)), body.record, body.before, views, blobs, size, time_ms, bytes(64)
+        )
         return msgspec.structs.replace(
             unsigned, signature=cloud.sign("deletion-receipt", unsigned._payload())
         )
 
-    def verify(self, record: bytes, cloud: bytes) -> None:
-        """Raise `Unauthentic` unless `cloud` signed this for `record`."""
-        if self.record != record:
-            raise Unauthentic("the cloud's deletion receipt is for another record")
+    def verify(self, record: bytes, cloud: bytes, before: int | None = None) -> None:
+        """Raise `Unauthentic` unless `cloud` signed this for `record`, and for all of it unless `before` says which versions."""
+        if (self.record, self.before) != (record, before):
+            raise Unauthentic(
+                "the cloud's deletion receipt is for another record, or for other versions of it"
+            )
         verify(cloud, "deletion-receipt", self._payload(), self.signature, "the cloud's deletion receipt")
 
     def _payload(self) -> bytes:
-        return encode((self.request, self.record, self.views, self.blobs, self.size, self.time_ms))
+        return encode(
+            (self.request, self.record, self.before, self.views, self.blobs, self.size, self.time_ms)
+        )
 
 
 class DownloadBody(Wire, frozen=True):
     """A reader's own request: the index entry, the ticket (the patient alone needs none), and which blobs are wanted;
     an empty `wanted` asks for the view and its envelopes, otherwise these parts follow too."""
 
+    cloud: Bytes32
     index: Index
     ticket: SignedTicket | None
     requester: Bytes32

@@ -21,6 +21,8 @@ from protocol.genesis import Genesis, Member
 from protocol.identity import Credential, SignedCredential, SignedTicket, Ticket, TicketSignature
 from protocol.record import (
     BlobRef,
+    Delete,
+    DeleteBody,
     Download,
     DownloadBody,
     DownloadHead,
@@ -114,7 +116,7 @@ def make_record(
 
 
 def make_upload(record: Record, time_ms: int = NOW, **changes: Any) -> Upload:
-    body = UploadBody(credential(record.owner), tuple(record.views), record.refs, time_ms)
+    body = UploadBody(CLOUD.public, credential(record.owner), tuple(record.views), record.refs, time_ms)
     return Upload.make(msgspec.structs.replace(body, **changes), record.owner)
 
 
@@ -155,8 +157,27 @@ def make_download(
     view = record.views[0]
     ticket = None if requester is record.owner else make_ticket(view, requester)
     index, hashes = Index.make(view, record.owner), tuple(ref.hash for ref in wanted)
-    body = DownloadBody(index, ticket, requester.public, hashes, time_ms, os.urandom(16))
+    body = DownloadBody(CLOUD.public, index, ticket, requester.public, hashes, time_ms, os.urandom(16))
     return Download.make(msgspec.structs.replace(body, **changes), requester)
+
+
+def make_delete(record: Record, owner: SigningKey = PATIENT, time_ms: int = NOW, **changes: Any) -> Delete:
+    body = DeleteBody(CLOUD.public, owner.public, record.views[0].record, None, time_ms, os.urandom(16))
+    return Delete.make(msgspec.structs.replace(body, **changes), owner)
+
+
+def next_version(old: Record, sizes: Sequence[int] = (), keep: int = 99) -> Record:
+    """The next version of a record with the first `keep` of its parts and new ones of these sizes."""
+    view = old.views[0]
+    new = [os.urandom(size) for size in sizes]
+    parts = [*old.parts[:keep], *(BlobRef.of(data) for data in new)]
+    envelope = make_envelope(view.record, view.version + 1, parts)
+    blobs = {BlobRef.of(data).hash: data for data in [envelope, *new]}
+    views = [
+        View(v.chain_id, v.record, v.version + 1, v.patient, os.urandom(32), (BlobRef.of(envelope),))
+        for v in old.views
+    ]
+    return Record(old.owner, views, parts, blobs)
 
 
 def parse_download(data: bytes) -> tuple[DownloadHead, list[bytes]]:

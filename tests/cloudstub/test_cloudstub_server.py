@@ -28,11 +28,13 @@ from cloudstub_world import (
     framed,
     is_empty,
     key,
+    make_delete,
     make_download,
     make_envelope,
     make_record,
     make_ticket,
     make_upload,
+    next_version,
     parse_download,
     rows,
     until,
@@ -47,15 +49,18 @@ from cloudstub.store import Quota
 from configs import web
 from configs.web import serve
 from crypto.codec import encode
-from crypto.errors import Conflict, Malformed
+from crypto.errors import Conflict, Malformed, Unauthentic
 from protocol.identity import TicketSignature
 from protocol.record import (
     MAX_ENVELOPE,
     BlobRef,
+    Delete,
+    DeletionReceipt,
     Download,
     Index,
     Upload,
     View,
+    decode_deletion_receipt,
     decode_upload_receipt,
 )
 
@@ -71,6 +76,10 @@ class Cloud:
     async def upload(self, body: bytes | Record) -> httpx2.Response:
         content = upload_bytes(body, self.clock.now) if isinstance(body, Record) else body
         return await self.client.post("/v1/upload", content=content)
+
+    async def delete(self, request: Delete | Record) -> httpx2.Response:
+        delete = make_delete(request, request.owner) if isinstance(request, Record) else request
+        return await self.client.post("/v1/delete", content=encode(delete))
 
     async def download(self, request: Download | bytes) -> httpx2.Response:
         content = request if isinstance(request, bytes) else encode(request)
@@ -100,7 +109,7 @@ def check_refused(answer: httpx2.Response, status: int, words: str) -> None:
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
     assert problem["status"] == status
-    assert set(problem) == {"type", "title", "status", "detail"}
+    assert set(problem) - {"code"} == {"type", "title", "status", "detail"}
     assert words in problem["detail"]
     assert "Traceback" not in answer.text
 
@@ -280,6 +289,7 @@ BAD_UPLOADS: list[tuple[Callable[[Record], bytes], int, str]] = [
     (signed(credential=credential(PATIENT, not_after_ms=NOW)), 403, "not valid now"),
     (signed(credential=credential(PATIENT, not_before_ms=NOW + 1)), 403, "not valid now"),
     (signed(credential=credential(PATIENT, role="doctor")), 403, "only a patient"),
+    (signed(cloud=AUTHORITY.public), 403, "another cloud"),
     (signed(time_ms=NOW - 60_001), 403, "last minute"),
     (signed(time_ms=NOW + 60_001), 403, "last minute"),
     (view_of_another_patient, 403, "another patient"),
@@ -489,6 +499,7 @@ BAD_DOWNLOADS: list[tuple[Callable[[Record], Download | bytes], int, str]] = [
     (lambda r: bytes(2 << 20), 413, "over the limit"),
     (lambda r: encode(make_download(r)) + b"\x00", 400, "does not decode"),
     (signed_by_not_the_requester, 401, "signature on the download request"),
+    (lambda r: make_download(r, cloud=AUTHORITY.public), 403, "another cloud"),
     (lambda r: make_download(r, time_ms=NOW - 60_001), 403, "last minute"),
     (lambda r: make_download(r, time_ms=NOW + 60_001), 403, "last minute"),
     (lambda r: make_download(make_record()), 404, "no record lies at this address"),
@@ -581,6 +592,179 @@ async def test_damage_on_the_clouds_disk_is_reported_and_healed_by_uploading_aga
     check_refused(await cloud.download(request), 503, "damaged")
     assert (await cloud.upload(stored)).status_code == 200
     assert (await cloud.download(request)).status_code == 200
+
+
+# Deletions
+
+
+def deletion(answer: httpx2.Response) -> DeletionReceipt:
+    assert answer.status_code == 200, answer.text
+    return decode_deletion_receipt(answer.content)
+
+
+def traces(folder: Path, record: Record) -> list[str]:
+    """The files that hold anything of the record: its id, patient, salts or any blob, or the name of one."""
+    words = [record.views[0].record, record.owner.public, *(view.salt for view in record.views)]
+    words += [part for digest, data in record.blobs.items() for part in (digest, data[:32])]
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    names = {digest.hex() for digest in record.blobs}
+    return [path.name for path in found if path.name in names or any(w in path.read_bytes() for w in words)]
+
+
+async def test_after_a_deletion_no_file_of_the_cloud_holds_anything_of_the_record(cloud: Cloud):
+    record, other = make_record(sizes=(40, 5_000, 300_000)), make_record(owner=OTHER_PATIENT)
+    await cloud.upload(record)
+    await cloud.upload(other)
+    await cloud.download(make_download(record, PATIENT))
+    assert traces(cloud.folder, record)
+    delete = make_delete(record)
+    receipt = deletion(await cloud.delete(delete))
+    receipt.verify(record.views[0].record, CLOUD.public)
+    assert receipt == DeletionReceipt.make(
+        delete, 2, 4, sum(len(data) for data in record.blobs.values()), NOW, CLOUD
+    )
+    cloud.clock.now += 60_001  # what is left of the download's nonce goes with the next one
+    assert (
+        await cloud.download(make_download(other, OTHER_PATIENT, time_ms=cloud.clock.now))
+    ).status_code == 200
+    await cloud.delete(make_delete(make_record(), time_ms=cloud.clock.now))
+    assert traces(cloud.folder, record) == []
+    check_refused(
+        await cloud.download(make_download(record, PATIENT, time_ms=cloud.clock.now)), 404, "no record"
+    )
+
+
+async def test_deleting_again_gives_a_receipt_for_what_is_gone(cloud: Cloud):
+    record = make_record()
+    await cloud.upload(record)
+    first = deletion(await cloud.delete(record))
+    cloud.clock.now += 5
+    delete = make_delete(record)
+    second = deletion(await cloud.delete(delete))
+    assert second == DeletionReceipt.make(delete, first.views, first.blobs, first.size, first.time_ms, CLOUD)
+
+
+async def test_an_erased_record_cannot_be_uploaded_again_in_any_version(cloud: Cloud):
+    record = make_record()
+    recorded = upload_bytes(record)
+    await cloud.upload(recorded)
+    await cloud.delete(record)
+    check_refused(await cloud.upload(recorded), 409, "erased for good")
+    check_refused(await cloud.upload(make_record(record=record.views[0].record, version=2)), 409, "erased")
+    assert not files(cloud.folder)
+    namesake = make_record(owner=OTHER_PATIENT, record=record.views[0].record)
+    assert (await cloud.upload(namesake)).status_code == 200, "who guesses an id takes it from nobody"
+
+
+async def test_an_upload_that_is_under_way_while_its_record_is_erased_is_not_stored(cloud: Cloud):
+    record, half = make_record(sizes=(300_000,)), asyncio.Event()
+    await cloud.upload(record)
+    later = upload_bytes(next_version(record, sizes=(100_000,)))
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield later[:50_000]
+        await half.wait()
+        yield later[50_000:]
+
+    task = asyncio.create_task(cloud.client.post("/v1/upload", content=slowly()))
+    await until(lambda: any((cloud.folder / "tmp").iterdir()))
+    deletion(await cloud.delete(record))
+    half.set()
+    check_refused(await task, 409, "erased for good")
+    assert is_empty(cloud.folder)
+
+
+async def test_deleting_what_was_never_there_is_acknowledged_and_leaves_no_mark(cloud: Cloud):
+    record = make_record()
+    receipt = deletion(await cloud.delete(record))
+    assert (receipt.views, receipt.blobs, receipt.size) == (0, 0, 0)
+    assert rows(cloud.folder, "erased") == 0
+
+
+async def test_blobs_that_another_patient_holds_too_stay_theirs(cloud: Cloud):
+    mine = make_record()
+    theirs = make_record(owner=OTHER_PATIENT, record=mine.views[0].record)
+    theirs.parts, theirs.blobs = mine.parts, mine.blobs
+    theirs.views = [replace(view, envelopes=mine.views[0].envelopes) for view in theirs.views]
+    await cloud.upload(mine)
+    await cloud.upload(theirs)
+    assert deletion(await cloud.delete(mine)).blobs == len(mine.blobs)
+    answer = await cloud.download(make_download(theirs, OTHER_PATIENT, theirs.parts))
+    assert parse_download(answer.content)[1] == [mine.blobs[ref.hash] for ref in mine.parts]
+
+
+BAD_DELETIONS: list[tuple[Callable[[Record], Delete], int, str, str]] = [
+    (lambda r: Delete.make(make_delete(r).body, READER), 401, "request to delete", ""),
+    (lambda r: make_delete(r, cloud=AUTHORITY.public), 403, "another cloud", "other-cloud"),
+    (lambda r: make_delete(r, time_ms=NOW - 60_001), 403, "last minute", "stale"),
+    (lambda r: make_delete(r, time_ms=NOW + 60_001), 403, "last minute", "stale"),
+    (lambda r: make_delete(r, before=2), 409, "never deletes the last", ""),
+]
+
+
+@pytest.mark.parametrize(("make", "status", "words", "code"), BAD_DELETIONS)
+async def test_a_bad_deletion_deletes_nothing(
+    cloud: Cloud, stored: Record, make: Callable[[Record], Delete], status: int, words: str, code: str
+):
+    answer = await cloud.delete(make(stored))
+    check_refused(answer, status, words)
+    assert answer.json().get("code", "") == code
+    assert (await cloud.download(make_download(stored, READER, stored.parts))).status_code == 200
+
+
+async def test_nobody_deletes_the_record_of_another(cloud: Cloud, stored: Record):
+    receipt = deletion(await cloud.delete(make_delete(stored, OTHER_PATIENT)))
+    assert (receipt.views, receipt.blobs) == (0, 0)
+    assert (await cloud.download(make_download(stored, READER, stored.parts))).status_code == 200
+
+
+async def test_old_versions_go_with_all_that_they_alone_needed(cloud: Cloud, stored: Record):
+    new = next_version(stored, sizes=(700,), keep=1)
+    await cloud.upload(new)
+    assert (await cloud.download(make_download(stored))).status_code == 200, "its ticket may still be live"
+    receipt = deletion(await cloud.delete(make_delete(stored, before=2)))
+    receipt.verify(stored.views[0].record, CLOUD.public, before=2)
+    with pytest.raises(Unauthentic):
+        receipt.verify(stored.views[0].record, CLOUD.public)
+    assert (receipt.views, receipt.blobs) == (2, 3)
+    assert files(cloud.folder) == {ref.hash.hex() for ref in (*new.parts, *new.views[0].envelopes)}
+    answer = await cloud.download(make_download(new, READER, new.parts))
+    assert parse_download(answer.content)[1][0] == stored.blobs[stored.parts[0].hash]
+    check_refused(await cloud.upload(stored), 409, "later version")
+
+
+async def test_a_version_that_counts_on_blobs_deleted_meanwhile_is_refused_whole(
+    cloud: Cloud, stored: Record
+):
+    second, half = next_version(stored, sizes=(50,), keep=0), asyncio.Event()
+    await cloud.upload(second)
+    third = upload_bytes(next_version(next_version(stored), sizes=(100_000,)))
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield third[:50_000]
+        await half.wait()
+        yield third[50_000:]
+
+    task = asyncio.create_task(cloud.client.post("/v1/upload", content=slowly()))
+    await until(lambda: any((cloud.folder / "tmp").iterdir()))
+    deletion(await cloud.delete(make_delete(stored, before=2)))
+    half.set()
+    check_refused(await task, 409, "deleted meanwhile")
+    assert files(cloud.folder) == {digest.hex() for digest in second.blobs}
+
+
+async def test_a_disk_that_fails_in_mid_deletion_gives_no_receipt_and_the_next_attempt_finishes(
+    cloud: Cloud, stored: Record, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("cloudstub.store._unlink", broken)
+    check_refused(await cloud.delete(stored), 503, "try again later")
+    check_refused(await cloud.download(make_download(stored)), 404, "no record")
+    monkeypatch.undo()
+    assert deletion(await cloud.delete(stored)).blobs == 4
+    assert is_empty(cloud.folder)
 
 
 # The server itself
@@ -749,6 +933,57 @@ async def test_kill_9_between_placing_blobs_and_committing_leaves_nothing(start:
     check_refused(await fetch(process, record), 404, "no record")
     assert (await send(process, record)).status_code == 200
     await check_whole(process, record)
+
+
+@pytest.mark.parametrize("moment", ["die-before-forgetting", "die-after-forgetting"])
+async def test_kill_9_in_mid_deletion_leaves_the_record_whole_or_gone(
+    start: Callable[..., Process], moment: str
+):
+    record = make_record()
+    process = start()
+    await send(process, record)
+    process.end(signal.SIGKILL)
+    process = start(moment)
+    delete = encode(make_delete(record, time_ms=now_ms()))
+    async with httpx2.AsyncClient(base_url=process.url) as client:
+        with pytest.raises(httpx2.TransportError):
+            await client.post("/v1/delete", content=delete)
+    assert process.popen.wait(30) == -signal.SIGKILL
+    assert files(process.folder) == {ref.hash.hex() for ref in record.refs}
+    process = start()
+    if moment == "die-before-forgetting":
+        await check_whole(process, record)
+    else:
+        assert is_empty(process.folder)
+        assert traces(process.folder, record) == []
+        check_refused(await fetch(process, record), 404, "no record")
+    async with httpx2.AsyncClient(base_url=process.url) as client:
+        receipt = deletion(await client.post("/v1/delete", content=delete))
+    assert (receipt.views, receipt.blobs) == (2, 4)
+    assert is_empty(process.folder)
+
+
+async def test_a_download_under_way_while_its_record_is_deleted_ends_early(tmp_path: Path):
+    record = make_record(sizes=(32 << 20,))
+    async with (
+        serving(tmp_path / "cloud") as port,
+        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as c,
+    ):
+        assert (await c.post("/v1/upload", content=upload_bytes(record))).status_code == 200
+        request = encode(make_download(record, READER, record.parts))
+
+        async def read_on() -> None:
+            async with c.stream("POST", "/v1/download", content=request) as answer:
+                assert answer.status_code == 200
+                chunks = answer.aiter_raw()
+                await anext(chunks)
+                deletion(await c.post("/v1/delete", content=encode(make_delete(record))))
+                async for _ in chunks:
+                    pass
+
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await read_on()
+        assert (await c.get("/healthz")).status_code == 200
 
 
 async def test_kill_9_right_after_an_acknowledgement_loses_nothing(start: Callable[..., Process]):

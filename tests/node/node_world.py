@@ -20,6 +20,7 @@ from protocol.genesis import Genesis, Member
 from protocol.network import NodeAddress
 from protocol.tx import Request, Tx
 from tests.dealer import deal, share_key, share_point
+from tests.memory_state import MemoryState
 
 TIMEOUT = 30
 AUTHORITY = SigningKey(b"a" * 32)
@@ -75,7 +76,10 @@ class World:
         data, holder = self.data(i), share_key(i)
         node = Node(self.genesis, f"n{i}", keys, holder, transport, lambda: addresses, data, marker, rejoin)
         if not self.makes_index_key:
-            deal(self.genesis, node._ledger)
+            dealt = MemoryState()
+            deal(self.genesis, dealt)
+            if node._ledger.get(b"index-key") is None:
+                node._ledger.write(dealt)
         return node
 
     async def start(self, *numbers: int, rejoin: bool = False) -> None:

@@ -267,7 +267,7 @@ def the_index_key() -> index_key.IndexKey:
 
 def upload() -> record.Upload:
     blobs = (BlobRef.of(encode(ENVELOPE)), BlobRef.of(PART))
-    body = record.UploadBody(credential("patient", "patient"), (VIEW,), blobs, NOW)
+    body = record.UploadBody(KEYS["cloud"].public, credential("patient", "patient"), (VIEW,), blobs, NOW)
     return record.Upload.make(body, KEYS["patient"])
 
 
@@ -278,12 +278,14 @@ def download() -> record.Download:
     ticket = identity.SignedTicket(TICKET, 0, signatures)
     index = record.Index.make(VIEW, KEYS["patient"])
     wanted = (BlobRef.of(PART).hash,)
-    body = record.DownloadBody(index, ticket, TICKET.requester, wanted, NOW, filled("download", 16))
+    body = record.DownloadBody(
+        KEYS["cloud"].public, index, ticket, TICKET.requester, wanted, NOW, filled("download", 16)
+    )
     return record.Download.make(body, KEYS["user"])
 
 
 def delete() -> record.Delete:
-    body = record.DeleteBody(VIEW.patient, RECORD, NOW, filled("delete", 16))
+    body = record.DeleteBody(KEYS["cloud"].public, VIEW.patient, RECORD, None, NOW, filled("delete", 16))
     return record.Delete.make(body, KEYS["patient"])
 
 
