@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from client.chain import ChainClient, now_ms
+from client.chain import ChainClient
 from client.enrolment import (
     MAX_ENROLMENT,
     MAX_SKEW_MS,
@@ -32,6 +32,7 @@ from client.enrolment import (
     decode_renewal,
 )
 from client.issuer import Issuer
+from client.web import now_ms
 from configs.files import load_network
 from configs.settings import AuthoritySettings
 from configs.signer import signer_of
@@ -182,7 +183,7 @@ class Authority:
     def _certify(self, chain: ChainClient, credential: SignedCredential) -> None:
         """Put the credential on a chain, unless it is there; an invitation used again does not undo a revocation."""
         with contextlib.suppress(NotFound):
-            person = chain.person(credential.credential.subject)
+            person = chain.verified_person(credential.credential.subject)
             if person.is_revoked:
                 raise Denied(_REVOKED)
             if person.signed == credential:

@@ -706,7 +706,9 @@ def chain_tx(
 ) -> None:
     """The receipt of one final transaction."""
     with _context.open() as session:
-        data = _receipt(session.chains[chain].receipt(_hex(tx, 32, "the transaction id")))
+        data = _receipt(
+            session.chains[chain].verified_receipt(_hex(tx, 32, "the transaction id")).proof.receipt
+        )
     _context.show(data, lambda c: _print_fields(c, data))
 
 

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import msgspec
 
-from client.chain import now_ms
 from client.doctor import MAX_RECORD, Record, header_digest, open_package
 from client.fhir import group_of, named
 from client.session import KINDS, Session
+from client.web import now_ms
 from crypto import ces
 from crypto.abe import encapsulate
 from crypto.codec import Bytes32, Decoder, UInt, Wire, encode
@@ -123,7 +123,7 @@ class Patient:
         if doctor.ces_key is None or doctor.role != "doctor":
             raise Unauthentic("the signer of the record is not certified as a doctor")
         ces.verify_full(record.signature, record.messages, doctor.ces_key.suite, doctor.ces_key.public)
-        entry = self._session.chains["storage"].record(header.record)
+        entry = self._session.chains["storage"].verified_record(header.record)
         if entry.header != header_digest(header) or entry.doctor != header.doctor:
             raise Unauthentic("the record differs from what its doctor attested on chain")
         name = header.record.hex()
@@ -220,9 +220,9 @@ class Patient:
         return self._advance(stored, [])
 
     def log(self, record: bytes) -> list[tuple[ChainKind, Receipt]]:
-        """Every access request for the record on both chains, allowed or denied, oldest first."""
+        """Every receipt that concerns the record on both chains, refusals too, oldest first; proved to be complete."""
         found = self._session.on_chains(
-            lambda kind: [(kind, r) for r in self._session.chains[kind].access_log(record)]
+            lambda kind: [(kind, r) for r in self._session.chains[kind].verified_log(record).receipts]
         )
         return sorted(
             (entry for chain in found for entry in chain),
@@ -327,7 +327,7 @@ class Patient:
 
     def _publish(self, kind: ChainKind, publish: Publish) -> None:
         chain = self._session.chains[kind]
-        entry = chain.record(publish.record)
+        entry = chain.verified_record(publish.record)
         if (entry.version, entry.commit) != (publish.version, publish.commit):
             chain.execute(self._home.sign, publish)
 

@@ -85,6 +85,14 @@ class Reader:
             raise Unauthentic(
                 "the cloud's view is not the one that stands on chain: it may be an old version"
             )
+        kind = next(
+            (k for k, genesis in self._home.chains.items() if genesis.chain_id == view.chain_id), None
+        )
+        stands = session.chains[kind].verified_record(record) if kind else None
+        if stands is None or (stands.version, stands.commit) != (view.version, view.commit):
+            raise Unauthentic(
+                "the index and the cloud's view are not of the version that stands on chain now"
+            )
         if (
             any((e.record, e.version) != (view.record, view.version) for e in envelopes)
             or view.record != record
@@ -137,7 +145,7 @@ class Reader:
                 "the record's signature is for another record, or its signer is not certified as a doctor"
             )
         ces.verify(extract, found, (doctor.ces_key.suite, doctor.ces_key.public))
-        entry = self._session.chains["sharing"].record(record)
+        entry = self._session.chains["sharing"].verified_record(record)
         if entry.header != header_digest(header):
             raise Unauthentic("the record differs from what its doctor attested on chain")
         for index in extract.kept:

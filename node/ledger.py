@@ -124,7 +124,9 @@ class Ledger:
         """The tree over the state; only whoever executes or proves needs it, so it is made then."""
         rows = self._db.execute("SELECT number, pairs FROM buckets")
         tree = StateTree((number, bucket_hash(pairs)) for number, pairs in rows)
-        if self._db.execute("SELECT state FROM executed ORDER BY height DESC LIMIT 1").fetchone() != (tree.root,):
+        if self._db.execute("SELECT state FROM executed ORDER BY height DESC LIMIT 1").fetchone() != (
+            tree.root,
+        ):
             self._refuse("damaged, its state is not that of its root")
         return tree
 
@@ -180,7 +182,9 @@ class Ledger:
                         for position, raw in enumerate(block.txs)
                     ]
                     height, root = header.height, contract.next_root(root, header.id, receipts)
-                    db.execute("INSERT INTO executed VALUES (?, ?, ?)", (height, root, buckets.put(state.fresh)))
+                    db.execute(
+                        "INSERT INTO executed VALUES (?, ?, ?)", (height, root, buckets.put(state.fresh))
+                    )
                     new += receipts
                 # At the end and all together: that costs a fifth less than as they come.
                 self._save(state.written, buckets.changed)

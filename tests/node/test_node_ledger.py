@@ -9,13 +9,14 @@ import pytest
 from crypto.codec import encode
 from crypto.errors import Conflict, Malformed
 from crypto.sign import SigningKey
-from node.ledger import Ledger, _Buckets
+from node.ledger import Ledger
 from protocol import contract
 from protocol.block import Block
 from protocol.identity import Credential, SignedCredential
 from protocol.state_tree import StateTree, bucket_hash, bucket_of, changed, key_hash, value_hash
 from protocol.tx import Action, Attest, Certify, Publish, Request, Revoke, Rule, Tx, decode_tx
 from tests.dealer import deal, sealed
+from tests.ledger_state import deal_into
 from tests.memory_state import MemoryState
 from tests.simulation.cluster import WALL0, Cluster
 
@@ -72,13 +73,7 @@ CHAIN = make_chain()
 def new_ledger(folder) -> Ledger:
     """A ledger to which the index key has been dealt."""
     made = Ledger(folder, GENESIS)
-    dealt = MemoryState()
-    deal(GENESIS, dealt)
-    if made.head()[0] == 0:
-        buckets = _Buckets(made)
-        root = buckets.put(dealt)
-        made._save(dealt, buckets.changed)
-        made._db.execute("UPDATE executed SET state = ?", (root,))
+    deal_into(made, GENESIS)
     return made
 
 
