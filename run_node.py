@@ -31,7 +31,7 @@ from configs import passphrases
 from configs.files import load_network, read, read_key, write, write_key
 from configs.logs import configure
 from configs.settings import AuthoritySettings, CloudSettings, NetworkSettings, NodeSettings, Settings
-from crypto.errors import Conflict, DiptychError, Malformed, NotFound
+from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound
 from crypto.group import use
 from protocol.genesis import Genesis
 

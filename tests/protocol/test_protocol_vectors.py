@@ -30,7 +30,8 @@ import configs
 import crypto
 import node
 import protocol
-from client import audit, doctor, enrolment, home, members, patient, reader
+from client import audit, doctor, enrolment, erasure, home, members, patient, reader
+from client import stored as homes
 from crypto import ces, dkg, keyfile, parts, schemes
 from crypto.ceas import part_set
 from crypto.codec import Decoder, encode
@@ -333,15 +334,38 @@ def signed_record() -> doctor.Record:
     return doctor.Record(ces.FullSignature(CES_HEADER, filled("tag", 32), signature), (signed_part(),))
 
 
-def stored() -> patient.StoredRecord:
-    placed = patient._Part("shared", filled("part key", 32), 1, BlobRef.of(PART))
-    return patient.StoredRecord(signed_record(), 1, (placed,), (("shared", RULE.policy),), RULE.purposes)
+def stored() -> homes.StoredRecord:
+    placed = homes.StoredPart("shared", filled("part key", 32), 1, BlobRef.of(PART))
+    return homes.StoredRecord(
+        signed_record(),
+        1,
+        (placed,),
+        (("shared", RULE.policy),),
+        RULE.purposes,
+        homes.Terms(NOW, NOW + 86_400_000, 3, RULE.deny, "role:board", "dept:emergency"),
+        (filled("tag", 32),),
+        "2026w47",
+        (KEYS["user"].public,),
+    )
 
 
-def pending() -> patient._Pending:
+def pending() -> homes.PendingVersion:
     _, publish = actions()["publish"]
     assert isinstance(publish, tx.Publish)
-    return patient._Pending(stored(), (VIEW,), (encode(ENVELOPE), PART), (("storage", publish),))
+    return homes.PendingVersion(stored(), (VIEW,), (encode(ENVELOPE), PART), (("storage", publish),))
+
+
+def proxies() -> homes.Proxies:
+    proxy = contract.Proxy(VIEW.patient, KEYS["user"].public, ("decide", "read"), NOW, NOW + 86_400_000)
+    return homes.Proxies((proxy,))
+
+
+def an_erasure() -> erasure.Erasure:
+    chains = (
+        erasure.Erased("storage", REQUEST, 7, NOW),
+        erasure.Erased("sharing", filled("erase", 32), 8, NOW),
+    )
+    return erasure.Erasure(RECORD, encode(deletion_receipt()), chains, True)
 
 
 def invitation() -> enrolment.Invitation:
@@ -489,8 +513,10 @@ def objects() -> Iterator[
     yield "signed part", doctor.decode_part, signed_part, {}
     yield "signed record", doctor._decode_record, signed_record, {}
     yield "record package", doctor._decode_package, package, {}
-    yield "stored record", patient._decode_stored, stored, {}
-    yield "pending version", patient._decode_pending, pending, {}
+    yield "stored record", homes.decode_stored, stored, {}
+    yield "pending version", homes.decode_pending_version, pending, {}
+    yield "proxies", homes.decode_proxies, proxies, {}
+    yield "erasure", erasure.decode_erasure, an_erasure, {}
     yield "saved request", reader._decode_request, lambda: reader._Request(RECORD, REQUEST), {}
     yield "evidence file", audit._decode_file, evidence_file, {}
     yield "change of members", members._decode_change, lambda: members._Change(change()), {}
