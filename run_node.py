@@ -581,11 +581,20 @@ def chaos(
     out: Annotated[Path, typer.Option(help="Where each run makes a folder for its report.")] = Path(
         "reports"
     ),
+    simulate: Annotated[
+        bool,
+        typer.Option("--simulate", help="In the simulator: no processes, virtual time, many seeds."),
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="With --simulate: how many seeds for each file.")] = 100,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="With --simulate: only this seed, and tell its story.")
+    ] = None,
     check: Check = False,
 ) -> None:
     """Break a fresh network on purpose, under load, and judge it by what its clients saw. Exit code 1 if a property fails.
 
-    Examples: `python3 run_node.py chaos configs/chaos/leader-killed.toml` · `python3 run_node.py chaos configs/chaos/*.toml`
+    Examples: `python3 run_node.py chaos configs/chaos/leader-killed.toml` · `python3 run_node.py chaos configs/chaos/*.toml` ·
+    `python3 run_node.py chaos configs/chaos/*.toml --simulate`
     """
     from client.chaos.report import write_report
     from client.chaos.runner import run as run_scenario
@@ -596,6 +605,11 @@ def chaos(
         for path in scenarios:
             _checked(path)
         return
+    if simulate:
+        wanted = ["--seeds", str(seeds)] if seed is None else ["--seed", str(seed)]
+        words = ["-m", "tests.simulation.scenarios", *map(str, map(Path.absolute, scenarios)), *wanted]
+        done = subprocess.run([sys.executable, *words], cwd=bootstrap.ROOT, check=False)  # noqa: S603
+        raise typer.Exit(done.returncode)
     failed = []
     for path, scenario in loaded:
         console.rule(f"{path.stem}: {scenario.title}", align="left")
@@ -660,11 +674,12 @@ def _chaos_network(shape: "NetworkPart", report: Path) -> "Iterator[tuple[Path, 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def test(context: typer.Context) -> None:
-    """Run the tests; further arguments go to pytest.
+    """Run the tests, on all cores; further arguments go to pytest.
 
-    Examples: `python3 run_node.py test` · `python3 run_node.py test tests/crypto -x`
+    Examples: `python3 run_node.py test` · `python3 run_node.py test tests/crypto -x -n 0`
     """
-    done = subprocess.run([sys.executable, "-m", "pytest", *context.args], cwd=bootstrap.ROOT, check=False)  # noqa: S603
+    words = ["-m", "pytest", "-n", "logical", "--dist", "loadfile", *context.args]
+    done = subprocess.run([sys.executable, *words], cwd=bootstrap.ROOT, check=False)  # noqa: S603
     raise typer.Exit(done.returncode)
 
 
