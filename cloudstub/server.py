@@ -420,9 +420,16 @@ def _no_view(code: str) -> NotFound:
 def _entry(body: DownloadBody, now_ms: int) -> CloudEntry:
     """What the log says of a request that is served."""
     index, ticket = body.index, body.ticket.ticket if body.ticket else None
-    asked = (ticket.request, ticket.purpose) if ticket else (None, None)
     return CloudEntry(
-        now_ms, index.chain_id, index.version, body.requester, *asked, len(body.wanted), "served", 0
+        now_ms,
+        index.chain_id,
+        index.version,
+        body.requester,
+        ticket.request if ticket else None,
+        ticket.purpose if ticket else None,
+        len(body.wanted),
+        "served",
+        0,
     )
 
 

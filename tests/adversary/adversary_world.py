@@ -165,9 +165,11 @@ class World:
         """What the patient reads in the cloud's log."""
         return self.patient.cloud.access_log(record, self.patient.home.sign)
 
-    def chain_log(self, record: bytes, kind: ChainKind = "sharing") -> list[tuple[bytes, str]]:
-        """Who asked for a record on a chain, and what came of it."""
-        return [(r.sender, r.code) for r in self.patient.chains[kind].access_log(record)]
+    def check_on_chain(self, record: bytes, asker: Session, code: str) -> None:
+        """The patient finds the request on the chain, with what came of it."""
+        wanted = (asker.home.sign.public, code)
+        log = self.patient.chains["sharing"].access_log
+        eventually(lambda: wanted in [(r.sender, r.code) for r in log(record)])
 
     def node_key(self, number: int, kind: ChainKind = "sharing") -> SigningKey:
         return SigningKey(read_key(self.net.folder / f"{kind}-{number}" / "keys" / "consensus.key", None))

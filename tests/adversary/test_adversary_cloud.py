@@ -93,7 +93,7 @@ def log_page(seen: Passed) -> CloudLogPage:
         lambda page: replace(page, entries=page.entries[1:]),
         lambda page: replace(page, entries=page.entries[::-1]),
         lambda page: replace(page, entries=(*page.entries, page.entries[-1])),
-        lambda page: replace(page, entries=(replace(page.entries[0], code="served"), *page.entries[1:])),
+        lambda page: replace(page, entries=(replace(page.entries[0], code="other"), *page.entries[1:])),
         lambda page: replace(page, entries=page.entries[:-1], count=page.count - 1),
     ],
 )

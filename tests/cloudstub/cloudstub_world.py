@@ -79,7 +79,7 @@ class WorldChain:
         if self.is_silent:
             raise Unavailable("too few nodes answer", "chain-silent")
         plain = Credential(key, "user", (), bytes(32), None, 0, 2**62)
-        return Person(SignedCredential.issue(plain, AUTHORITY), fresh and key in self.revoked)
+        return Person(SignedCredential.issue(plain, AUTHORITY), key in self.revoked)
 
     def record(self, record: bytes, fresh: bool) -> RecordEntry | None:
         view = self.current.get(record)

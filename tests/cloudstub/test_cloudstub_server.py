@@ -1089,7 +1089,7 @@ async def test_kill_9_between_placing_blobs_and_committing_leaves_nothing(start:
 async def test_kill_9_in_mid_deletion_leaves_the_record_whole_or_gone(
     start: Callable[..., Process], moment: str
 ):
-    record = make_record()
+    record = make_record(sizes=(40, 5_000, 300_000))
     process = start()
     await send(process, record)
     process.end(signal.SIGKILL)
