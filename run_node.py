@@ -31,7 +31,7 @@ from configs import passphrases
 from configs.files import load_network, read, read_key, write, write_key
 from configs.logs import configure
 from configs.settings import AuthoritySettings, CloudSettings, NetworkSettings, NodeSettings, Settings
-from crypto.errors import Conflict, DiptychError, Malformed, NotFound
+from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound
 from crypto.group import use
 from protocol.genesis import Genesis
 
@@ -399,11 +399,14 @@ def signer(
 def revoke(
     config: ConfigFile,
     key: Annotated[str, typer.Argument(help="The person's public key: 64 hex digits.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Go on without asking.")] = False,
 ) -> None:
     """End the credential of a key on both chains, for good: it is certified and renewed no more.
 
     What its holder opened before stays open to them. New records stay closed to the key where the contract decides, and where
     policies have time-bound attributes also by cryptography. Run by the authority's staff.
+
+    Says first what that leads to, and asks.
 
     Example: `python3 run_node.py revoke --config devnet/authority/config.toml 5c1f…`
     """
@@ -416,7 +419,14 @@ def revoke(
     if len(subject) != 32:
         raise Malformed("a person's public key is 64 hex digits, as printed by diptych whoami")
     settings, passphrase = _load(AuthoritySettings, config, None)
-    Authority.open(settings, passphrase).revoke(subject)
+    authority = Authority.open(settings, passphrase)
+    for what, sentence in authority.revocation(subject):
+        _said(f"{what:8} {sentence}")
+    if not yes and not sys.stdin.isatty():
+        raise Denied("nothing was changed; repeat it with --yes if that is meant")
+    if not yes and not typer.confirm("Go on?", err=True):
+        raise Denied("nothing was changed")
+    authority.revoke(subject)
     _said("revoked on both chains")
 
 
@@ -570,11 +580,20 @@ def chaos(
     out: Annotated[Path, typer.Option(help="Where each run makes a folder for its report.")] = Path(
         "reports"
     ),
+    simulate: Annotated[
+        bool,
+        typer.Option("--simulate", help="In the simulator: no processes, virtual time, many seeds."),
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="With --simulate: how many seeds for each file.")] = 100,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="With --simulate: only this seed, and tell its story.")
+    ] = None,
     check: Check = False,
 ) -> None:
     """Break a fresh network on purpose, under load, and judge it by what its clients saw. Exit code 1 if a property fails.
 
-    Examples: `python3 run_node.py chaos configs/chaos/leader-killed.toml` · `python3 run_node.py chaos configs/chaos/*.toml`
+    Examples: `python3 run_node.py chaos configs/chaos/leader-killed.toml` · `python3 run_node.py chaos configs/chaos/*.toml` ·
+    `python3 run_node.py chaos configs/chaos/*.toml --simulate`
     """
     from client.chaos.report import write_report
     from client.chaos.runner import run as run_scenario
@@ -585,6 +604,11 @@ def chaos(
         for path in scenarios:
             _checked(path)
         return
+    if simulate:
+        wanted = ["--seeds", str(seeds)] if seed is None else ["--seed", str(seed)]
+        words = ["-m", "tests.simulation.scenarios", *map(str, map(Path.absolute, scenarios)), *wanted]
+        done = subprocess.run([sys.executable, *words], cwd=bootstrap.ROOT, check=False)  # noqa: S603
+        raise typer.Exit(done.returncode)
     failed = []
     for path, scenario in loaded:
         console.rule(f"{path.stem}: {scenario.title}", align="left")
@@ -649,11 +673,12 @@ def _chaos_network(shape: "NetworkPart", report: Path) -> "Iterator[tuple[Path, 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def test(context: typer.Context) -> None:
-    """Run the tests; further arguments go to pytest.
+    """Run the tests, on all cores; further arguments go to pytest.
 
-    Examples: `python3 run_node.py test` · `python3 run_node.py test tests/crypto -x`
+    Examples: `python3 run_node.py test` · `python3 run_node.py test tests/crypto -x -n 0`
     """
-    done = subprocess.run([sys.executable, "-m", "pytest", *context.args], cwd=bootstrap.ROOT, check=False)  # noqa: S603
+    words = ["-m", "pytest", "-n", "logical", "--dist", "loadfile", *context.args]
+    done = subprocess.run([sys.executable, *words], cwd=bootstrap.ROOT, check=False)  # noqa: S603
     raise typer.Exit(done.returncode)
 
 

@@ -16,6 +16,10 @@ from protocol.quorum import MAX_MEMBERS
 Role = Literal["doctor", "patient", "user"]
 Purpose = Literal["treatment", "research", "payment", "public-health", "patient-request", "emergency"]
 ChainKind = Literal["storage", "sharing"]
+MAX_CERTIFIED = 64
+"""Attributes of one credential."""
+KEY_KIND = "key"
+"""The kind of attribute that names one person; the authority certifies it unasked, and for its own key alone."""
 Attribute = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[a-z][a-z0-9-]*:[A-Za-z0-9._@-]+\Z")]
 
 
@@ -31,11 +35,17 @@ class Credential(Wire, frozen=True):
 
     subject: Bytes32
     role: Role
-    attributes: Annotated[tuple[Attribute, ...], msgspec.Meta(max_length=64)]
+    attributes: Annotated[tuple[Attribute, ...], msgspec.Meta(max_length=MAX_CERTIFIED)]
     seal_key: Bytes32
     ces_key: CesKey | None
     not_before_ms: UInt
     not_after_ms: UInt
+
+
+def key_attribute(subject: bytes) -> str:
+    """The attribute that the holder of this Ed25519 key alone is certified with, so that a policy can name one person. 128 bits of
+    the key: nobody makes another one that begins alike."""
+    return f"{KEY_KIND}:{subject.hex()[:32]}"
 
 
 class SignedCredential(Wire, frozen=True, tag="credential/1"):

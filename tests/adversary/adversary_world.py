@@ -168,8 +168,8 @@ class World:
     def check_on_chain(self, record: bytes, asker: Session, code: str) -> None:
         """The patient finds the request on the chain, with what came of it."""
         wanted = (asker.home.sign.public, code)
-        log = self.patient.chains["sharing"].access_log
-        eventually(lambda: wanted in [(r.sender, r.code) for r in log(record)])
+        log = self.patient.chains["sharing"].verified_log
+        eventually(lambda: wanted in [(r.sender, r.code) for r in log(record).receipts])
 
     def node_key(self, number: int, kind: ChainKind = "sharing") -> SigningKey:
         return SigningKey(read_key(self.net.folder / f"{kind}-{number}" / "keys" / "consensus.key", None))

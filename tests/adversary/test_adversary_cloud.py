@@ -161,7 +161,7 @@ def test_a_receipt_for_another_record_for_old_versions_or_by_another_key_is_no_d
         chain = world.patient.chains["sharing"]
         receipt = chain.send(patient, Erase(record, encode(lie)))
         assert (receipt.ok, receipt.code) == (False, "bad-deletion")
-        assert chain.record(record).status == "published"
+        assert chain.verified_record(record).status == "published"
 
 
 def test_the_disk_of_the_cloud_after_an_erasure_shows_neither_the_record_nor_that_its_patient_had_it(

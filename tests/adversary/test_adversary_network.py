@@ -156,8 +156,8 @@ def test_a_request_that_was_heard_on_one_chain_is_not_taken_on_the_other_and_not
     assert send(sharing._urls[0]).status_code == 200
     assert send(sharing._urls[1]).status_code == 409
     assert send(storage._urls[0]).status_code == 400
-    assert [receipt.tx for receipt in sharing.access_log(record)].count(tx.id) == 1
-    assert not [receipt for receipt in storage.access_log(record) if receipt.tx == tx.id]
+    assert [receipt.tx for receipt in sharing.verified_log(record).receipts].count(tx.id) == 1
+    assert not [receipt for receipt in storage.verified_log(record).receipts if receipt.tx == tx.id]
 
 
 def test_a_stranger_who_talks_rubbish_to_every_node_disturbs_nobody(world: World, record: bytes):

@@ -21,7 +21,7 @@ replace = msgspec.structs.replace
 def made_up(world: World, record: bytes) -> Ticket:
     """Leave for the thief to read the record, as only the contract could give it."""
     chain = world.patient.chains["sharing"]
-    entry = chain.record(record)
+    entry = chain.verified_record(record)
     return Ticket(
         chain.genesis.chain_id,
         os.urandom(32),
@@ -86,7 +86,7 @@ def test_one_node_cannot_have_an_honest_reader_refused_as_revoked(world: World, 
 def test_one_node_cannot_have_the_cloud_take_an_old_version_for_the_current_one(
     world: World, record: bytes, join_as: Callable[..., Session]
 ):
-    old: RecordEntry = world.patient.chains["sharing"].record(record)
+    old: RecordEntry = world.patient.chains["sharing"].verified_record(record)
 
     def rolled_back(seen: Passed) -> tuple[int, bytes] | None:
         if not seen.path.startswith("/v1/record/") or seen.status != 200:
@@ -98,7 +98,7 @@ def test_one_node_cannot_have_the_cloud_take_an_old_version_for_the_current_one(
     reader = join_as("user", "role:researcher")
     with world.cloud_sees["sharing-1"].lying(rolled_back):
         assert world.ask(*world.grant(reader, record), reader.home.sign).status_code == 200
-    assert world.patient.chains["sharing"].record(record) == old
+    assert world.patient.chains["sharing"].verified_record(record) == old
 
 
 def test_the_cloud_serves_no_reader_when_too_few_nodes_tell_it_how_the_reader_stands(
