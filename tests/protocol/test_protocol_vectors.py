@@ -285,6 +285,24 @@ def download() -> record.Download:
     return record.Download.make(body, KEYS["user"])
 
 
+def cloud_entry() -> record.CloudEntry:
+    return record.CloudEntry(
+        NOW, VIEW.chain_id, 1, TICKET.requester, TICKET.request, "research", 2, "served", 3
+    )
+
+
+def cloud_log_request() -> record.CloudLogRequest:
+    body = record.CloudLogBody(KEYS["cloud"].public, VIEW.patient, RECORD, 0, NOW, filled("cloud-log", 16))
+    return record.CloudLogRequest.make(body, KEYS["patient"])
+
+
+def cloud_log_page() -> record.CloudLogPage:
+    entry = cloud_entry()
+    return record.CloudLogPage.make(
+        cloud_log_request(), (entry,), 1, entry.head_after(bytes(32)), NOW, KEYS["cloud"]
+    )
+
+
 def delete() -> record.Delete:
     body = record.DeleteBody(KEYS["cloud"].public, VIEW.patient, RECORD, None, NOW, filled("delete", 16))
     return record.Delete.make(body, KEYS["patient"])
@@ -482,6 +500,9 @@ def objects() -> Iterator[
     yield "uses", contract.decode_uses, lambda: contract.Uses(RULE.digest, 2), {}
     yield "log head", contract.decode_log_head, lambda: contract.LogHead(3, filled("log", 32)), {}
     yield "request to delete", record.decode_delete, delete, {}
+    yield "entry of the cloud's log", record.decode_cloud_entry, cloud_entry, {}
+    yield "request for the cloud's log", record.decode_cloud_log_request, cloud_log_request, {}
+    yield "page of the cloud's log", record.decode_cloud_log_page, cloud_log_page, {}
     yield "deletion receipt", record.decode_deletion_receipt, deletion_receipt, {}
     yield "members", contract.decode_members, lambda: (1, 1, MEMBERS[1:]), {}
     yield "index key", index_key.decode_index_key, the_index_key, {}
@@ -646,6 +667,8 @@ def test_hashes_and_signatures_hold_for_other_libraries():
         *(
             "credential",
             "ces",
+            "cloud-log",
+            "cloud-log-request",
             "delete",
             "deletion-receipt",
             "download",
