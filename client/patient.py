@@ -200,10 +200,7 @@ class Patient:
             parts[index] = StoredPart(parts[index].access, key, stored.version + 1, BlobRef.of(blob))
             blobs.append(blob)
         after = msgspec.structs.replace(stored, parts=tuple(parts))
-        made = self._advance(stored, after, "rekey", blobs)
-        self._session.progress("having the cloud delete the old ciphertexts")
-        self._session.cloud.delete(record, self._home.sign, before=made.version)
-        return made
+        return self._advance(stored, after, "rekey", blobs)
 
     def time_bound(self) -> list[bytes]:
         """The stored records with a policy that says `@week`."""
@@ -390,7 +387,7 @@ class Patient:
         return Publish(view.record, view.version, view.commit, sealed, rule, stored.tags)
 
     def _send(self, pending: PendingVersion) -> None:
-        """Upload, then publish on each chain that does not have this version yet, then make it current."""
+        """Upload, publish on each chain that does not have this version yet, then let the earlier ones go and make it current."""
         session, home = self._session, self._home
         refs = tuple(BlobRef.of(blob) for blob in pending.blobs)
         body = UploadBody(session.cloud.key, home.credential, pending.views, refs, now_ms())
@@ -401,6 +398,9 @@ class Patient:
         session.progress("publishing the index on both chains")
         publications = dict(pending.publications)
         session.on_chains(lambda kind: self._publish(kind, publications[kind]), publications)
+        if pending.stored.version > 1:
+            session.progress("having the cloud delete what only earlier versions needed")
+            session.cloud.delete(pending.stored.header.record, home.sign, before=pending.stored.version)
         self._save(pending.stored)
         home.remove(f"pending-{pending.stored.header.record.hex()}")
 

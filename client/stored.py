@@ -43,7 +43,7 @@ class Terms(Wire, frozen=True):
     emergency: PolicyText | None = None
 
 
-class StoredRecord(Wire, frozen=True, tag="stored-record/2"):
+class StoredRecord(Wire, frozen=True, tag="stored-record/1"):
     """A record as its patient keeps it; `version` 0 means not stored yet. In policies, `@week` stands for the `week` in which a
     version is made. `proxies` are those whom the envelopes of this version let in. A retired record gets no more versions."""
 
