@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import httpx2
 
+from client.events import Place, stream
 from configs.members import Members
 from crypto import tdh2
 from crypto.codec import encode
@@ -62,7 +63,7 @@ MAX_ANSWER = 8 << 20
 MAX_LOG = MAX_LISTED = 100_000
 """Receipts of one access log, entries of one listing; without end, they would fill the memory of whoever asks."""
 MAX_RETRY_AFTER = 30.0
-PAUSE = 0.2
+PAUSE, MAX_PAUSE = 0.2, 2.0
 _OTHER_FORM = "a node's answer is not in the agreed form; it may run another version"
 _ERRORS: dict[int, type[DiptychError]] = {
     400: Malformed,
@@ -430,6 +431,45 @@ class ChainClient:
             if (more and not items) or len(found) > MAX_LISTED:
                 raise Malformed(f"a node's listing does not go on, or has more than {MAX_LISTED} entries")
         return found
+
+    # --- what happens -----------------------------------------------------------------------------------------------------
+
+    def events(
+        self,
+        *,
+        record: bytes | None = None,
+        patient: bytes | None = None,
+        reader: bytes | None = None,
+        kind: str | None = None,
+        after: Place | None = None,
+    ) -> Iterator[Receipt]:
+        """The receipts that concern this record, this patient, this reader, and are of this kind (None: any), in chain order, each once:
+        those after a place, or from now on, and then as they come, without end.
+
+        A node that fails, stops or answers nonsense is left for the next one, which goes on after what came last.
+        """
+        ids = {"record": record, "patient": patient, "reader": reader}
+        wanted = {name: value.hex() for name, value in ids.items() if value} | (
+            {"kind": kind} if kind else {}
+        )
+        pause, is_silent = PAUSE, False
+        while True:
+            url = self._urls[0]
+            try:
+                with stream(self._http, f"{url}/v1/events", wanted, after) as told:
+                    for place, receipt in told:
+                        pause, is_silent, after = PAUSE, False, place
+                        if receipt is not None:
+                            yield receipt
+            except (httpx2.HTTPError, Unavailable) as error:
+                if pause > MAX_PAUSE and not is_silent:
+                    is_silent = True
+                    self._warn(
+                        f"no node of the {self.genesis.kind} chain tells what happens ({error}); trying on"
+                    )
+            self._demote(url)
+            time.sleep(pause)
+            pause = min(2 * pause, 2 * MAX_PAUSE)
 
     # --- the index key and releases -----------------------------------------------------------------------------------------
 

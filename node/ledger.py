@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS state (key BLOB PRIMARY KEY, value BLOB NOT NULL) WIT
 CREATE TABLE IF NOT EXISTS receipts (tx BLOB PRIMARY KEY, height INTEGER NOT NULL, position INTEGER NOT NULL, record BLOB,
                                      kind TEXT NOT NULL, data BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS receipts_by_record ON receipts (record, height, position) WHERE record IS NOT NULL;
+CREATE UNIQUE INDEX IF NOT EXISTS receipts_by_place ON receipts (height, position);
 CREATE TABLE IF NOT EXISTS executed (height INTEGER PRIMARY KEY, root BLOB NOT NULL);
 """
 
@@ -142,5 +143,13 @@ class Ledger:
             "SELECT data FROM receipts WHERE record = ? AND (height, position) > (?, ?)"
             " ORDER BY height, position LIMIT ?",
             (record, *after, limit),
+        )
+        return [decode_receipt(data) for (data,) in rows]
+
+    def receipts_after(self, after: tuple[int, int], limit: int) -> list[Receipt]:
+        """All receipts in chain order, after the (height, position) given."""
+        rows = self._db.execute(
+            "SELECT data FROM receipts WHERE (height, position) > (?, ?) ORDER BY height, position LIMIT ?",
+            (*after, limit),
         )
         return [decode_receipt(data) for (data,) in rows]
