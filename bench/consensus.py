@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.proc import cpu_seconds
-from client.chain import ChainClient, now_ms
+from client.chain import ChainClient
+from client.web import now_ms
 from configs.files import load_network, read_key
 from configs.settings import NetworkSettings
 from crypto.codec import encode

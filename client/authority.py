@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from client.chain import ChainClient, now_ms
+from client.chain import ChainClient
 from client.enrolment import (
     MAX_ENROLMENT,
     MAX_SKEW_MS,
@@ -33,6 +33,7 @@ from client.enrolment import (
 )
 from client.issuer import Issuer
 from client.terminal import time_text
+from client.web import now_ms
 from configs.files import load_network
 from configs.settings import AuthoritySettings
 from configs.signer import signer_of
@@ -180,7 +181,7 @@ class Authority:
     def revocation(self, subject: bytes) -> tuple[tuple[str, str], ...]:
         """What a revocation leads to: before, after, and what the person may have kept. `NotFound` if nobody has this key."""
         now, [chain, *_] = now_ms(), self._chains
-        credential = chain.person(subject).signed.credential
+        credential = chain.verified_person(subject).signed.credential
         grants = [ticket for chain in self._chains for ticket in chain.grants_of(subject)]
         live = sum(now < ticket.expires_ms for ticket in grants)
         return (
@@ -221,7 +222,7 @@ class Authority:
     def _certify(self, chain: ChainClient, credential: SignedCredential) -> None:
         """Put the credential on a chain, unless it is there; an invitation used again does not undo a revocation."""
         with contextlib.suppress(NotFound):
-            person = chain.person(credential.credential.subject)
+            person = chain.verified_person(credential.credential.subject)
             if person.is_revoked:
                 raise Denied(_REVOKED)
             if person.signed == credential:

@@ -1,28 +1,26 @@
-"""The light client of one chain: sends transactions to its nodes, waits for receipts, collects releases.
+"""One chain as a client uses it: sends transactions to its nodes, waits for receipts, collects releases.
 
-Several nodes are asked in turn, so that one that is down or behind costs time only. What a node says about state and receipts is
-believed from that node; a ticket and the index key are believed from a quorum, a credential from the authority's signature.
+Several nodes are asked in turn, so that one that is down or behind costs time only. Receipts and state are proved (`client.light`); a ticket
+and the index key are believed from a quorum, a credential from the authority's signature.
 """
 
 import os
 import random
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import httpx2
 
 from client.events import Place, stream
-from configs.members import Members
+from client.light import LightClient
+from client.web import Busy, checked, now_ms
 from crypto import tdh2
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from crypto.seal import SealKey
 from crypto.sign import Ed25519Signer
-from protocol.block import Committee
 from protocol.contract import (
     Pending,
     Person,
@@ -38,7 +36,7 @@ from protocol.contract import (
     pending_key,
 )
 from protocol.genesis import Genesis
-from protocol.identity import Credential, Release, SignedTicket, Ticket, decode_release
+from protocol.identity import Release, SignedTicket, Ticket, decode_release
 from protocol.index_key import IndexKey, decode_signed_index_key, index_label
 from protocol.network import ChainAddresses
 from protocol.queries import (
@@ -58,129 +56,22 @@ from protocol.tx import Action, Tx
 
 T = TypeVar("T")
 TX_LIFETIME_MS = 120_000
-MAX_ANSWER = 8 << 20
-"""Bytes of any server's answer, unless the request says otherwise in its extension `max_answer`."""
-MAX_LOG = MAX_LISTED = 100_000
-"""Receipts of one access log, entries of one listing; without end, they would fill the memory of whoever asks."""
-MAX_RETRY_AFTER = 30.0
+MAX_LISTED = 100_000
+"""Entries of one listing; without end, they would fill the memory of whoever asks."""
 PAUSE, MAX_PAUSE = 0.2, 2.0
 _OTHER_FORM = "a node's answer is not in the agreed form; it may run another version"
-_ERRORS: dict[int, type[DiptychError]] = {
-    400: Malformed,
-    401: Unauthentic,
-    403: Denied,
-    404: NotFound,
-    409: Conflict,
-    413: Malformed,
-}
 
 
-class Busy(Unavailable):
-    """A server that has too much to do or cannot work now; `seconds`: not to ask it again before."""
-
-    def __init__(self, message: str, seconds: float) -> None:
-        super().__init__(message)
-        self.seconds = seconds
-
-
-class TooLarge(httpx2.TransportError):
-    """A server's answer is larger than any honest one."""
-
-
-class _Capped(httpx2.SyncByteStream):
-    """An answer that breaks off with `TooLarge` once more than `limit` bytes have come."""
-
-    def __init__(self, stream: httpx2.SyncByteStream, limit: int) -> None:
-        self._stream, self._limit = stream, limit
-
-    def __iter__(self) -> Iterator[bytes]:
-        left = self._limit
-        for chunk in self._stream:
-            left -= len(chunk)
-            if left < 0:
-                raise TooLarge(f"the answer is over the limit of {self._limit} bytes")
-            yield chunk
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-class _Transport(httpx2.HTTPTransport):
-    """Bounds what a lying server can make its client hold; what is compressed could unpack to anything, so nothing is."""
-
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        response = super().handle_request(request)
-        assert isinstance(response.stream, httpx2.SyncByteStream)
-        if response.headers.get("content-encoding", "identity") != "identity":
-            response.stream.close()
-            raise TooLarge("the answer is compressed although that was not asked for")
-        response.stream = _Capped(response.stream, request.extensions.get("max_answer", MAX_ANSWER))
-        return response
-
-
-def http_client(seconds: float) -> httpx2.Client:
-    """Direct connections only: a proxy from the environment would see who asks for whom."""
-    return httpx2.Client(
-        timeout=httpx2.Timeout(seconds, connect=3),
-        headers={"accept-encoding": "identity"},
-        trust_env=False,
-        follow_redirects=False,
-        transport=_Transport(trust_env=False),
-    )
-
-
-def checked(response: httpx2.Response) -> httpx2.Response:
-    """The response if it is a success, otherwise its problem as the `DiptychError` it stands for."""
-    if response.is_success:
-        return response
-    try:
-        found = response.json()
-        detail, code = str(found["detail"])[:1000], str(found.get("code", ""))[:64]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        detail, code = f"the server answered with HTTP status {response.status_code}", ""
-    if response.status_code == 503:
-        raise Busy(detail, _retry_after(response.headers.get("retry-after", "")))
-    raise _ERRORS.get(response.status_code, Unavailable)(detail, code)
-
-
-def _retry_after(text: str) -> float:
-    """Seconds that a server asks for, within reason; 1 if it says nothing usable."""
-    return (
-        min(float(text), MAX_RETRY_AFTER) if text.isascii() and text.isdecimal() and len(text) < 10 else 1.0
-    )
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-class ChainClient:
+class ChainClient(LightClient):
     """`warn` is called with a sentence when a node is caught at something that did not keep the work from being done."""
 
     def __init__(
         self, genesis: Genesis, addresses: ChainAddresses, warn: Callable[[str], None] = lambda _: None
     ) -> None:
-        self.genesis, self._warn = genesis, warn
+        super().__init__(genesis, addresses, warn)
         self._index_key: IndexKey | None = None
-        self._nodes = addresses.nodes
-        self._members = Members(Committee(genesis), addresses.nodes)
         self._not_before: dict[str, float] = {}
         """When a node that was busy may be asked again, on the monotonic clock."""
-        self._http = http_client(40)
-
-    @property
-    def committee(self) -> Committee:
-        """The present members, followed from genesis; asks the nodes now and then."""
-        return self._members.now()
-
-    @cached_property
-    def _urls(self) -> list[str]:
-        urls = [self._nodes[m.name].http for m in self.committee.members if m.name in self._nodes]
-        random.shuffle(urls)
-        return urls
-
-    def close(self) -> None:
-        self._http.close()
 
     # --- transactions -----------------------------------------------------------------------------------------------------
 
@@ -202,7 +93,11 @@ class ChainClient:
             refusals: list[Denied] = []
             for url in self._willing():
                 try:
-                    return self._post_tx(url, tx.id, raw, min(5.0, max(0.5, deadline - time.monotonic())))
+                    told = self._post_tx(url, tx.id, raw, min(5.0, max(0.5, deadline - time.monotonic())))
+                    proved = self.verified_receipt(tx.id, max(0.0, deadline - time.monotonic()), url)
+                    if told != proved.proof.receipt:
+                        self._catch(url, "answered a transaction with an invented receipt")
+                    return proved.proof.receipt
                 except Denied as error:
                     refusals.append(
                         error
@@ -248,11 +143,6 @@ class ChainClient:
         first = min(self._not_before.get(url, 0) for url in self._urls)
         time.sleep(max(0.0, min(max(PAUSE, first - now), deadline - now)))
 
-    def _demote(self, url: str) -> None:
-        """Ask this node last from now on."""
-        self._urls.remove(url)
-        self._urls.append(url)
-
     # --- queries ----------------------------------------------------------------------------------------------------------
 
     def get(self, path: str, **params: Any) -> Any:
@@ -281,80 +171,6 @@ class ChainClient:
 
         with ThreadPoolExecutor(len(self._urls)) as pool:
             return sorted(pool.map(ask, self._urls), key=lambda s: str(s.get("node", "~")))
-
-    def receipt(self, tx_id: bytes) -> Receipt:
-        return decode_receipt(_encoded(self.get(f"/v1/tx/{tx_id.hex()}")))
-
-    def record(self, record: bytes) -> RecordEntry:
-        return decode_record(_encoded(self.get(f"/v1/record/{record.hex()}")))
-
-    def person(self, key: bytes) -> Person:
-        """A certified person; the authority's signature is checked, the validity in time is not."""
-        return self._checked_person(key, _encoded(self.get(f"/v1/identity/{key.hex()}")))
-
-    def _checked_person(self, key: bytes, encoded: bytes) -> Person:
-        person = decode_person(encoded)
-        person.signed.verify(self.genesis.authority, person.signed.credential.not_before_ms)
-        if person.signed.credential.subject != key:
-            raise Unauthentic("a node answered with the credential of another person")
-        return person
-
-    def credential(self, key: bytes) -> Credential:
-        """The credential of a person who is certified and not revoked; `Denied` otherwise."""
-        person = self.person(key)
-        if person.is_revoked:
-            raise Denied("the credential of this key was revoked")
-        return person.signed.credential
-
-    def agreed_person(self, key: bytes) -> Person:
-        """As `person`, but a quorum of nodes says the same, so that no few of them can hide a revocation or a newer credential.
-
-        `NotFound` if a quorum does not know the key, `Unavailable` while no quorum agrees: some may be behind for a moment.
-        """
-
-        def ask(url: str) -> bytes | None:
-            try:
-                return _encoded(checked(self._http.get(f"{url}/v1/identity/{key.hex()}", timeout=5)).json())
-            except NotFound:
-                return b""
-            except (httpx2.HTTPError, DiptychError, ValueError, KeyError, TypeError):
-                return None
-
-        committee = self.committee
-        urls = [self._nodes[m.name].http for m in committee.members if m.name in self._nodes]
-        with ThreadPoolExecutor(committee.size) as pool:
-            said = Counter(answer for answer in pool.map(ask, urls) if answer is not None)
-        for answer, count in said.most_common(1):
-            if count >= committee.quorum:
-                if not answer:
-                    raise NotFound(f"the key is not certified on the {self.genesis.kind} chain")
-                return self._checked_person(key, answer)
-        raise Unavailable(
-            f"no {committee.quorum} nodes of the {self.genesis.kind} chain say the same about this key; try again"
-        )
-
-    def access_log(self, record: bytes) -> list[Receipt]:
-        """Every request for access to the record, in chain order, as one node tells it."""
-        receipts: list[Receipt] = []
-        last, more = (0, 0), True
-        while more:
-            page = self.get(f"/v1/record/{record.hex()}/log", after=f"{last[0]}.{last[1]}")
-            try:
-                found, more = [decode_receipt(bytes.fromhex(text)) for text in page["encoded"]], page["next"]
-            except (KeyError, TypeError, ValueError):
-                raise Malformed(_OTHER_FORM) from None
-            places = [last, *((r.height, r.position) for r in found)]
-            if (
-                any(r.record != record for r in found)
-                or places != sorted(set(places))
-                or (more and not found)
-            ):
-                raise Malformed("a node's access log holds requests for other records, or is out of order")
-            receipts += found
-            last = places[-1]
-            if len(receipts) > MAX_LOG:
-                raise Malformed(f"a node's access log has more than {MAX_LOG} entries, which no record has")
-        return receipts
 
     # --- listings -----------------------------------------------------------------------------------------------------------
 
@@ -399,7 +215,9 @@ class ChainClient:
         return [person for _, person in found]
 
     def _is_person(self, key: bytes, person: Person) -> bool:
-        return bool(self._checked_person(key, encode(person)))
+        credential = person.signed.credential
+        person.signed.verify(self.genesis.authority, credential.not_before_ms)
+        return credential.subject == key
 
     def _listed(
         self, query: Query, owner: bytes, decode: Callable[[bytes], T], holds: Callable[[bytes, T], bool]
@@ -538,7 +356,7 @@ class ChainClient:
 
     def _release(self, content: bytes, request: bytes) -> Release:
         release = decode_release(content)
-        ticket, committee = release.ticket, self._members.now(release.epoch)
+        ticket, committee = release.ticket, self.members.now(release.epoch)
         if (
             ticket.request != request
             or ticket.chain_id != self.genesis.chain_id
@@ -597,24 +415,6 @@ class ChainClient:
             )
         signatures = tuple(r.signature for r in alike[: committee.quorum])
         return index, SignedTicket(ticket, committee.epoch, signatures)
-
-    def _ask_all(self, path: str, read: Callable[[bytes], T]) -> Iterator[T | DiptychError]:
-        """What `read` makes of each node's answer, as they come; errors as values. Whoever has enough need not wait for the rest."""
-
-        def ask(url: str) -> T | DiptychError:
-            try:
-                return read(checked(self._http.get(url + path, timeout=5)).content)
-            except DiptychError as error:
-                return error
-            except httpx2.HTTPError:
-                return Unavailable("a node does not answer")
-
-        pool = ThreadPoolExecutor(len(self._urls))
-        try:
-            for answer in as_completed([pool.submit(ask, url) for url in self._urls]):
-                yield answer.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _encoded(answer: Any) -> bytes:

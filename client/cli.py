@@ -685,7 +685,9 @@ def chain_tx(
 ) -> None:
     """The receipt of one final transaction."""
     with context.open() as session:
-        data = receipt_fields(session.chains[chain].receipt(hex_bytes(tx, 32, "the transaction id")))
+        data = receipt_fields(
+            session.chains[chain].verified_receipt(hex_bytes(tx, 32, "the transaction id")).proof.receipt
+        )
     context.show(data, lambda c: print_fields(c, data))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import httpx2
 
-from client.chain import checked, http_client, now_ms
+from client.web import checked, http_client, now_ms
 from crypto.codec import encode
 from crypto.errors import Malformed, Unauthentic, Unavailable
 from crypto.sign import Ed25519Signer

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 import msgspec
 import typer
 
-from client.chain import now_ms
 from client.command import (
     EXIT_CODES,
     ChainOption,
@@ -28,6 +27,7 @@ from client.patient import Patient
 from client.reader import Reader
 from client.stored import Terms
 from client.terminal import Terminal, time_text
+from client.web import now_ms
 from crypto.errors import Denied, Malformed
 from protocol.contract import Proxy, Receipt
 from protocol.identity import ChainKind

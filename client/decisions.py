@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from client.chain import now_ms
 from client.session import KINDS, Session
+from client.web import now_ms
 from crypto.errors import DiptychError, NotFound, Unauthentic
 from crypto.policy import parse
 from protocol.contract import Pending, Proxy, Receipt
@@ -75,7 +75,7 @@ class Decisions:
     def _may_approve(self, kind: ChainKind, pending: Pending) -> bool:
         """As the contract decides it (`protocol.contract`)."""
         try:
-            rule = self._session.chains[kind].record(pending.record).rule
+            rule = self._session.chains[kind].verified_record(pending.record).rule
         except NotFound:
             return False
         if rule is None or self._me in rule.deny:
@@ -102,7 +102,7 @@ class Decisions:
         trouble: DiptychError | None = None
         for kind in KINDS:
             try:
-                self._session.chains[kind].receipt(request)
+                self._session.chains[kind].verified_receipt(request)
                 return kind
             except NotFound as error:
                 trouble = trouble or error

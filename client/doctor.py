@@ -10,9 +10,9 @@ from typing import Annotated
 
 import msgspec
 
-from client.chain import now_ms
 from client.fhir import Label, Part, Profile, named, read_bundle, split
 from client.session import Session
+from client.web import now_ms
 from crypto import ceas, ces
 from crypto.codec import Decoder, Wire, encode
 from crypto.errors import Denied, Malformed

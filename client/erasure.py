@@ -5,6 +5,7 @@ What is still to do is written down first, so that whatever interrupts, the same
 which nothing of the record is left but its id.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -90,20 +91,20 @@ def _files(record: bytes) -> list[str]:
 
 def _retire(session: Session, kind: ChainKind, record: bytes) -> None:
     chain = session.chains[kind]
-    if chain.record(record).status not in ("retired", "erased"):
+    if chain.verified_record(record).status not in ("retired", "erased"):
         chain.execute(session.home.sign, Retire(record, None))
 
 
 def _erase(session: Session, kind: ChainKind, action: Erase) -> Erased:
     chain = session.chains[kind]
-    if chain.record(action.record).status == "erased":
-        receipt = _earlier(chain.access_log(action.record))
+    if chain.verified_record(action.record).status == "erased":
+        receipt = _earlier(chain.verified_log(action.record).receipts)
     else:
         receipt = chain.execute(session.home.sign, action)
     return Erased(kind, receipt.tx, receipt.height, receipt.time_ms)
 
 
-def _earlier(log: list[Receipt]) -> Receipt:
+def _earlier(log: Sequence[Receipt]) -> Receipt:
     """The receipt of the erasure that went through before an interruption."""
     for receipt in log:
         if receipt.kind == "record.erase" and receipt.ok:

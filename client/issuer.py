@@ -12,8 +12,9 @@ from pathlib import Path
 import httpx2
 import structlog
 
-from client.chain import ChainClient, checked, http_client, now_ms
+from client.chain import ChainClient
 from client.enrolment import MAX_SKEW_MS, Issued, KeyRequest
+from client.web import checked, http_client, now_ms
 from configs.files import read, read_key, write, write_key
 from crypto.codec import encode
 from crypto.dkg import HolderKey
@@ -106,7 +107,7 @@ class Issuer:
         if any(name.startswith(f"{KEY_KIND}:") and name != own for name in credential.attributes):
             raise Denied("the credential names another person's key among its attributes")
         for chain in self._chains:
-            person = chain.agreed_person(credential.subject)
+            person = chain.verified_person(credential.subject)
             if person.is_revoked:
                 raise Denied("the credential of this key was revoked; ask the authority for a new invitation")
             if person.signed != body.credential:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from client.chain import now_ms
 from client.consequences import Change, Consequences, foresee, past_readers
 from client.doctor import header_digest, open_package
 from client.session import KINDS, Session
@@ -25,6 +24,7 @@ from client.stored import (
     decode_proxies,
     decode_stored,
 )
+from client.web import now_ms
 from crypto import ces
 from crypto.abe import encapsulate
 from crypto.codec import encode
@@ -86,7 +86,7 @@ class Patient:
         if doctor.ces_key is None or doctor.role != "doctor":
             raise Unauthentic("the signer of the record is not certified as a doctor")
         ces.verify_full(record.signature, record.messages, doctor.ces_key.suite, doctor.ces_key.public)
-        entry = self._session.chains["storage"].record(header.record)
+        entry = self._session.chains["storage"].verified_record(header.record)
         if entry.header != header_digest(header) or entry.doctor != header.doctor:
             raise Unauthentic("the record differs from what its doctor attested on chain")
         name = header.record.hex()
@@ -240,12 +240,12 @@ class Patient:
         return stored
 
     def _check_own(self, kind: ChainKind, record: bytes) -> None:
-        if self._session.chains[kind].record(record).patient != self._home.sign.public:
+        if self._session.chains[kind].verified_record(record).patient != self._home.sign.public:
             raise Denied("a record is replaced by another one of yours alone; this one is somebody else's")
 
     def _retire(self, kind: ChainKind, action: Retire) -> None:
         chain = self._session.chains[kind]
-        if chain.record(action.record).status not in ("retired", "erased"):
+        if chain.verified_record(action.record).status not in ("retired", "erased"):
             chain.execute(self._home.sign, action)
 
     # --- proxies ----------------------------------------------------------------------------------------------------------
@@ -282,9 +282,9 @@ class Patient:
         return changed
 
     def log(self, record: bytes) -> list[tuple[ChainKind, Receipt]]:
-        """Every access request for the record on both chains, allowed or denied, oldest first."""
+        """Every receipt that concerns the record on both chains, refusals too, oldest first; proved to be complete."""
         found = self._session.on_chains(
-            lambda kind: [(kind, r) for r in self._session.chains[kind].access_log(record)]
+            lambda kind: [(kind, r) for r in self._session.chains[kind].verified_log(record).receipts]
         )
         return sorted(
             (entry for chain in found for entry in chain),
@@ -406,7 +406,7 @@ class Patient:
 
     def _publish(self, kind: ChainKind, publish: Publish) -> None:
         chain = self._session.chains[kind]
-        entry = chain.record(publish.record)
+        entry = chain.verified_record(publish.record)
         if (entry.version, entry.commit) != (publish.version, publish.commit):
             chain.execute(self._home.sign, publish)
 

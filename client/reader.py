@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from client.doctor import decode_part, header_digest
 from client.fhir import join
 from client.patient import envelope_context
-from client.session import Session
+from client.session import KINDS, Session
 from crypto import ces
 from crypto.abe import decapsulate
 from crypto.codec import Bytes16, Bytes32, Decoder, Wire, encode
@@ -67,7 +67,7 @@ class Reader:
         """Ask for a record in an emergency: waits for a second person who may break the glass too. The `reason` is sealed to the
         record's patient, the ground is for everyone to see."""
         chain = self._session.chains[kind]
-        patient = chain.record(record).patient
+        patient = chain.verified_record(record).patient
         note = reason.strip().encode()
         if not 0 < len(note) <= MAX_REASON:
             raise Malformed(f"say the reason in 1 to {MAX_REASON} bytes")
@@ -78,7 +78,7 @@ class Reader:
     def who_decides(self, receipt: Receipt, kind: ChainKind) -> str:
         """A sentence about who can decide on a request that waits."""
         assert receipt.record is not None
-        rule = self._session.chains[kind].record(receipt.record).rule
+        rule = self._session.chains[kind].verified_record(receipt.record).rule
         wanted = rule and (rule.emergency if receipt.purpose == "emergency" else rule.approval)
         others = f" or somebody else who satisfies {wanted}" if wanted else ""
         return f"the patient, a proxy of theirs who may decide{others}: diptych access approve {receipt.tx.hex()}"
@@ -103,7 +103,7 @@ class Reader:
         try:
             index, ticket = chain.release(request.tx, self._home.seal)
         except Denied:
-            self._explain(chain.receipt(request.tx), kind)
+            self._explain(chain.verified_receipt(request.tx).proof.receipt, kind)
             raise
         return self.open_index(record, index, ticket)
 
@@ -111,7 +111,11 @@ class Reader:
         """`Denied` with what is known of a request that had to wait for a second person and is not granted."""
         if receipt.code != "waiting" or receipt.record is None:
             return
-        words = [r for r in self._session.chains[kind].access_log(receipt.record) if r.request == receipt.tx]
+        words = [
+            r
+            for r in self._session.chains[kind].verified_log(receipt.record).receipts
+            if r.request == receipt.tx
+        ]
         if any(r.code == "declined" for r in words):
             raise Denied("the request was declined; the access log says by whom: diptych record log")
         if not any(r.ok for r in words):
@@ -128,6 +132,12 @@ class Reader:
         if ticket is not None and view.commit != ticket.ticket.commit:
             raise Unauthentic(
                 "the cloud's view is not the one that stands on chain: it may be an old version"
+            )
+        kind = next((k for k in KINDS if self._home.chains[k].chain_id == view.chain_id), None)
+        stands = session.chains[kind].verified_record(record) if kind else None
+        if stands is None or (stands.version, stands.commit) != (view.version, view.commit):
+            raise Unauthentic(
+                "the index and the cloud's view are not of the version that stands on chain now"
             )
         if (
             any((e.record, e.version) != (view.record, view.version) for e in envelopes)
@@ -181,7 +191,7 @@ class Reader:
                 "the record's signature is for another record, or its signer is not certified as a doctor"
             )
         ces.verify(extract, found, (doctor.ces_key.suite, doctor.ces_key.public))
-        entry = self._session.chains["sharing"].record(record)
+        entry = self._session.chains["sharing"].verified_record(record)
         if entry.header != header_digest(header):
             raise Unauthentic("the record differs from what its doctor attested on chain")
         for index in extract.kept:

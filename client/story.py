@@ -151,7 +151,7 @@ class Story:
         ciphertext = sum(p.blob.size for p in stored.parts)
         self._say(f"ciphertext in the cloud {ciphertext:,} bytes, stored once for both chains", seconds)
         for kind in KINDS:
-            entry = self._people["patient"].chains[kind].record(record)
+            entry = self._people["patient"].chains[kind].verified_record(record)
             self._say(f"index on the {kind} chain {len(encode(entry)):,} bytes, version {entry.version}")
         return stored
 

@@ -52,6 +52,9 @@ def create_app(node: Node) -> Starlette:
         Route("/v1/epochs", api.epochs),
         Route("/v1/release/{tx}", api.release),
         Route("/v1/index-key", api.index_key),
+        Route("/v1/checkpoint/{height}", api.checkpoint),
+        Route("/v1/proof/state/{key}", api.state_proof),
+        Route("/v1/proof/tx/{tx}", api.tx_proof),
     ]
     app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
     instrument(app, node.metrics.registry)
@@ -89,6 +92,7 @@ class _Api:
                 "time_ms": node.tip.time_ms,
                 "executed_height": node.executed_height,
                 "receipts_root": node.receipts_root.hex(),
+                "state_root": node.state_root.hex(),
                 "pruned_height": node.pruned_height,
                 "view": core.view,
                 "leader": names[core.committee.leader(core.view)],
@@ -150,14 +154,8 @@ class _Api:
 
     async def block(self, request: Request) -> Response:
         text = request.path_params["height"]
-        height = (
-            self._node.tip.height
-            if text == "latest"
-            else int(text)
-            if text.isdecimal() and len(text) < 20
-            else -1
-        )
-        if not 0 < height < 2**63:
+        height = self._node.tip.height if text == "latest" else _height(text)
+        if height == 0:
             raise Malformed("a block is named by its height, from 1, or by 'latest'")
         block = await self._node.block_at(height)
         txs = [decode_tx(raw) for raw in block.txs]
@@ -225,6 +223,33 @@ class _Api:
 
     async def index_key(self, _: Request) -> Response:
         return Response(encode(await self._node.signed_index_key()), media_type="application/msgpack")
+
+    async def checkpoint(self, request: Request) -> Response:
+        text = request.path_params["height"]
+        signed = await self._node.checkpoint(None if text == "latest" else _height(text), _wait(request))
+        return Response(encode(signed), media_type="application/msgpack")
+
+    async def state_proof(self, request: Request) -> Response:
+        """What the state holds of a key, with its proof, at the height `from` or later."""
+        try:
+            key = bytes.fromhex(request.path_params["key"])
+        except ValueError:
+            raise Malformed("the key must be written in hex digits") from None
+        proved = await self._node.proved_value(
+            key, _height(request.query_params.get("from", "0")), _wait(request)
+        )
+        return Response(encode(proved), media_type="application/msgpack")
+
+    async def tx_proof(self, request: Request) -> Response:
+        proved = await self._node.proved_receipt(_hex(request, "tx", 32))
+        return Response(encode(proved), media_type="application/msgpack")
+
+
+def _height(text: str) -> int:
+    height = int(text) if text.isdecimal() and text.isascii() and len(text) < 20 else -1
+    if not 0 <= height < 2**63:
+        raise Malformed("a height is a number from 0, or 'latest' where the last one may be meant")
+    return height
 
 
 def _wait(request: Request) -> float:

@@ -341,7 +341,12 @@ def _about(state: StateReader, action: Action) -> tuple[bytes | None, Purpose | 
 
 def next_root(root: bytes, block_id: bytes, receipts: list[Receipt]) -> bytes:
     """The running root of receipts after a block: nodes that agree on it executed the same history alike."""
-    return digest("receipts", encode((root, block_id, merkle.root([encode(r) for r in receipts]))))
+    return next_root_over(root, block_id, merkle.root([encode(r) for r in receipts]))
+
+
+def next_root_over(root: bytes, block_id: bytes, receipts: bytes) -> bytes:
+    """As `next_root`, from the Merkle root of the block's encoded receipts."""
+    return digest("receipts", encode((root, block_id, receipts)))
 
 
 def _certify(state: State, genesis: Genesis, sender: bytes, action: Certify, time_ms: int) -> tuple[str, str]:

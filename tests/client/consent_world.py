@@ -6,7 +6,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 from client.chain import now_ms
 from client.doctor import Record, SignedPart, _Package, header_digest
@@ -84,29 +85,29 @@ class MemoryChain:
             raise Denied(f"{receipt.reason} ({receipt.code})")
         return receipt
 
-    def receipt(self, tx_id: bytes) -> Receipt:
+    def verified_receipt(self, tx_id: bytes) -> Any:
         for receipt in self.receipts:
             if receipt.tx == tx_id:
-                return receipt
+                return SimpleNamespace(proof=SimpleNamespace(receipt=receipt))
         raise NotFound("no such transaction")
 
-    def record(self, record: bytes) -> RecordEntry:
+    def verified_record(self, record: bytes) -> RecordEntry:
         entry = contract.get_record(self.state, record)
         if entry is None:
             raise NotFound("no such record")
         return entry
 
-    def person(self, key: bytes) -> Person:
+    def verified_person(self, key: bytes) -> Person:
         person = contract.get_person(self.state, key)
         if person is None:
             raise NotFound("nobody has this key")
         return person
 
     def credential(self, key: bytes) -> Credential:
-        return self.person(key).signed.credential
+        return self.verified_person(key).signed.credential
 
-    def access_log(self, record: bytes) -> list[Receipt]:
-        return [receipt for receipt in self.receipts if receipt.record == record]
+    def verified_log(self, record: bytes) -> Any:
+        return SimpleNamespace(receipts=tuple(r for r in self.receipts if r.record == record))
 
     def index_key(self, seconds: float = 30) -> IndexKey:
         return index_key(self.genesis)

@@ -8,7 +8,8 @@ from threading import Thread
 import httpx2
 import pytest
 
-from client.chain import Busy, ChainClient, checked
+from client.chain import ChainClient
+from client.web import Busy, checked
 from crypto.codec import encode
 from crypto.errors import Unavailable
 from crypto.sign import SigningKey

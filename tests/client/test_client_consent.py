@@ -82,7 +82,7 @@ def test_an_erasure_that_is_cut_off_anywhere_is_finished_by_repeating_it(world: 
         assert left == {f"erasure-{RECORD.hex()}.sealed"}
         assert world.cloud.uploads[RECORD] == []
         for chain in world.chains.values():
-            entry = chain.record(RECORD)
+            entry = chain.verified_record(RECORD)
             assert entry.status == "erased"
             assert entry.patient == bytes(32)
             decode_deletion_receipt(entry.deletion).verify(RECORD, CLOUD.public)
@@ -91,9 +91,10 @@ def test_an_erasure_that_is_cut_off_anywhere_is_finished_by_repeating_it(world: 
     assert everywhere(world, lambda session: erase(session, RECORD), check) >= 10
     done = erase(world.session(), RECORD)
     assert [entry.kind for entry in done.chains] == list(KINDS)
-    assert all(world.chains[entry.kind].receipt(entry.tx).code == "erased" for entry in done.chains), (
-        "the proof names the transactions that erased it"
-    )
+    assert all(
+        world.chains[entry.kind].verified_receipt(entry.tx).proof.receipt.code == "erased"
+        for entry in done.chains
+    ), "the proof names the transactions that erased it"
     with pytest.raises(Conflict, match="erased"):
         Patient(world.session()).load(RECORD)
 
@@ -105,7 +106,7 @@ def test_new_keys_that_are_cut_off_anywhere_are_finished_by_repeating_it(world: 
         stored = Patient(world.session()).load(RECORD)
         assert not before & {part.key for part in stored.parts}
         for kind, chain in world.chains.items():
-            assert (chain.record(RECORD).version, kind) == (stored.version, kind)
+            assert (chain.verified_record(RECORD).version, kind) == (stored.version, kind)
 
     everywhere(world, lambda session: Patient(session).rekey(RECORD), check)
 
@@ -114,7 +115,7 @@ def test_a_retirement_that_is_cut_off_anywhere_is_finished_by_repeating_it(world
     world.stored()
 
     def check() -> None:
-        assert [chain.record(RECORD).status for chain in world.chains.values()] == ["retired"] * 2
+        assert [chain.verified_record(RECORD).status for chain in world.chains.values()] == ["retired"] * 2
         assert Patient(world.session()).load(RECORD).is_retired
 
     everywhere(world, lambda session: Patient(session).retire(RECORD), check)
@@ -242,11 +243,11 @@ def test_the_conditions_of_a_rule_stand_on_both_chains_and_change_without_new_ci
     terms = Terms(now_ms(), now_ms() + DAY_MS, 2, (denied,), "role:board", "dept:emergency")
     patient = world.stored(terms=terms, tags=(b"t" * 32,))
     for chain in world.chains.values():
-        rule = chain.record(RECORD).rule
+        rule = chain.verified_record(RECORD).rule
         assert rule is not None
         found = (rule.from_ms, rule.until_ms, rule.uses, rule.deny, rule.approval, rule.emergency)
         assert found == (terms.from_ms, terms.until_ms, 2, (denied,), "role:board", "dept:emergency")
-        assert chain.record(RECORD).tags == (b"t" * 32,)
+        assert chain.verified_record(RECORD).tags == (b"t" * 32,)
     assert Reader(reader).request(RECORD, "sharing", "research").code == "denied-by-patient"
     blobs = [part.blob for part in patient.load(RECORD).parts]
     changed = patient.set_terms(RECORD, terms=Terms(), tags=())
@@ -343,7 +344,7 @@ def test_before_an_erasure_it_is_said_and_nothing_happens_without_consent(world:
     with pytest.raises(Asked):
         erase(world.session(), RECORD, refuse)
     assert Patient(world.session()).load(RECORD).version == 1
-    assert world.chains["storage"].record(RECORD).status == "published"
+    assert world.chains["storage"].verified_record(RECORD).status == "published"
 
 
 def test_a_rule_that_nobody_satisfies_is_warned_of_before_it_is_signed(world: World):

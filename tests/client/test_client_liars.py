@@ -11,10 +11,11 @@ import httpx2
 import msgspec
 import pytest
 
-from client.chain import MAX_ANSWER, ChainClient, TooLarge, checked, http_client
+from client.chain import ChainClient
 from client.chaos.history import History
 from client.chaos.load import ChainLoad
 from client.cloud import CloudClient
+from client.web import MAX_ANSWER, TooLarge, checked, http_client
 from crypto.codec import encode
 from crypto.errors import DiptychError, Malformed, Unavailable
 from crypto.sign import SigningKey

@@ -11,7 +11,6 @@ import pytest
 from e2e_files import ROOT
 
 from client.authority import Authority
-from client.chain import checked, http_client, now_ms
 from client.collect import collect_key
 from client.doctor import Doctor
 from client.enrolment import KeyRequest, KeyRequestBody
@@ -21,6 +20,7 @@ from client.issuer import Issuer
 from client.patient import Patient
 from client.reader import Reader
 from client.session import Session
+from client.web import checked, http_client, now_ms
 from configs.files import load_network, read_key
 from configs.settings import AuthoritySettings, NetworkSettings
 from configs.signer import signer_of

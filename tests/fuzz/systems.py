@@ -657,14 +657,14 @@ def client_answered(data: bytes) -> None:
         client = ChainClient(GENESIS, addresses)
         client.close()
         client._http = httpx2.Client(transport=httpx2.MockTransport(answer))
-        client._members._asked = float("inf")  # whom it asks about the members has targets of its own
+        client.members._asked = float("inf")  # whom it asks about the members has targets of its own
         key = bytes(32)
         asks: list[Callable[[], object]] = [
-            lambda: client.receipt(key),
-            lambda: client.record(bytes(16)),
-            lambda: client.person(key),
+            lambda: client.verified_receipt(key, 0),
+            lambda: client.verified_record(bytes(16)),
+            lambda: client.verified_person(key),
             lambda: client.credential(key),
-            lambda: client.access_log(bytes(16)),
+            lambda: client.verified_log(bytes(16), 0),
             lambda: diagnose(COMMITTEE, client.status()),
             lambda: client.release(key, SEAL, seconds=0),
             lambda: client.send(USER, Request(bytes(16), "research"), seconds=0.001),

@@ -83,5 +83,5 @@ def publish(version: int, rule: Rule = RULE, record: bytes = RECORD, tags: tuple
 
 def deletion(record: bytes = RECORD) -> bytes:
     """A cloud's receipt for having deleted a record, encoded."""
-    delete = Delete.make(DeleteBody(PATIENT.public, record, WALL0, b"n" * 16), PATIENT)
+    delete = Delete.make(DeleteBody(bytes(32), PATIENT.public, record, None, WALL0, b"n" * 16), PATIENT)
     return encode(DeletionReceipt.make(delete, 2, 7, 4096, WALL0 + 1, CLOUD))

@@ -30,7 +30,8 @@ import configs
 import crypto
 import node
 import protocol
-from client import audit, doctor, enrolment, home, members, patient, reader
+from client import audit, doctor, enrolment, erasure, home, members, patient, reader
+from client import stored as stored_form
 from crypto import ces, dkg, keyfile, parts, schemes
 from crypto.ceas import part_set
 from crypto.codec import Decoder, encode
@@ -333,15 +334,15 @@ def signed_record() -> doctor.Record:
     return doctor.Record(ces.FullSignature(CES_HEADER, filled("tag", 32), signature), (signed_part(),))
 
 
-def stored() -> patient.StoredRecord:
-    placed = patient._Part("shared", filled("part key", 32), 1, BlobRef.of(PART))
-    return patient.StoredRecord(signed_record(), 1, (placed,), (("shared", RULE.policy),), RULE.purposes)
+def stored() -> stored_form.StoredRecord:
+    placed = stored_form.StoredPart("shared", filled("part key", 32), 1, BlobRef.of(PART))
+    return stored_form.StoredRecord(signed_record(), 1, (placed,), (("shared", RULE.policy),), RULE.purposes)
 
 
-def pending() -> patient._Pending:
+def pending() -> stored_form.PendingVersion:
     _, publish = actions()["publish"]
     assert isinstance(publish, tx.Publish)
-    return patient._Pending(stored(), (VIEW,), (encode(ENVELOPE), PART), (("storage", publish),))
+    return stored_form.PendingVersion(stored(), (VIEW,), (encode(ENVELOPE), PART), (("storage", publish),))
 
 
 def invitation() -> enrolment.Invitation:
@@ -489,8 +490,13 @@ def objects() -> Iterator[
     yield "signed part", doctor.decode_part, signed_part, {}
     yield "signed record", doctor._decode_record, signed_record, {}
     yield "record package", doctor._decode_package, package, {}
-    yield "stored record", patient._decode_stored, stored, {}
-    yield "pending version", patient._decode_pending, pending, {}
+    yield "stored record", stored_form.decode_stored, stored, {}
+    yield "pending version", stored_form.decode_pending_version, pending, {}
+    acting = contract.Proxy(VIEW.patient, KEYS["user"].public, ("read",), NOW, NOW + 86_400_000)
+    done = erasure.Erased("storage", REQUEST, 7, NOW)
+    erased = erasure.Erasure(RECORD, encode(deletion_receipt()), (done,), True)
+    yield "erasure", erasure.decode_erasure, lambda: erased, {}
+    yield "proxies", stored_form.decode_proxies, lambda: stored_form.Proxies((acting,)), {}
     yield "saved request", reader._decode_request, lambda: reader._Request(RECORD, REQUEST), {}
     yield "evidence file", audit._decode_file, evidence_file, {}
     yield "change of members", members._decode_change, lambda: members._Change(change()), {}

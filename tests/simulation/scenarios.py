@@ -8,13 +8,16 @@ so for the whole run. Links keep no order, so that every link reorders, and have
 import multiprocessing
 import os
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
@@ -308,3 +311,19 @@ def tell(path: Path, seed: int, console: Console) -> int:
         )
         failed += outcome.violation is not None
     return failed
+
+
+def main(
+    files: list[Path],
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds for each file.")] = 100,
+    seed: Annotated[int | None, typer.Option(min=0, help="Only this seed, and tell its story.")] = None,
+) -> None:
+    """Run chaos scenarios in the simulator; exit code 1 when something does not hold."""
+    console = Console()
+    if seed is not None:
+        sys.exit(1 if sum(tell(path, seed, console) for path in files) else 0)
+    sys.exit(1 if run(files, seeds, console) else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)
