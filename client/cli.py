@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from client import audit
+from client import audit, proofs
 from client.diagnosis import diagnose
 from client.doctor import Doctor
 from client.enrolment import Invitation
@@ -123,6 +123,7 @@ class _Context:
 
 
 _context = _Context(DEFAULT_HOME, False, Terminal(stderr=True))
+app.add_typer(proofs.commands(lambda: _context), name="proof")
 
 
 @app.callback()

@@ -85,10 +85,8 @@ class Reader:
             raise Unauthentic(
                 "the cloud's view is not the one that stands on chain: it may be an old version"
             )
-        kind = next(
-            (k for k, genesis in self._home.chains.items() if genesis.chain_id == view.chain_id), None
-        )
-        stands = session.chains[kind].verified_record(record) if kind else None
+        chain = next((c for c in session.chains.values() if c.genesis.chain_id == view.chain_id), None)
+        stands = chain.verified_record(record) if chain else None
         if stands is None or (stands.version, stands.commit) != (view.version, view.commit):
             raise Unauthentic(
                 "the index and the cloud's view are not of the version that stands on chain now"
