@@ -18,13 +18,14 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from client import audit
+from client import audit, lint_cli
 from client.diagnosis import diagnose
 from client.doctor import Doctor
 from client.enrolment import Invitation
 from client.fhir import group_of, join, load_bundle, load_profile
 from client.guardians import QrKind, qr, read_share, write_sheets
 from client.home import Home, Outside
+from client.lint_cli import Acknowledge
 from client.patient import Patient, StoredRecord
 from client.reader import Reader
 from client.session import Session
@@ -123,6 +124,7 @@ class _Context:
 
 
 _context = _Context(DEFAULT_HOME, False, Terminal(stderr=True))
+lint_cli.add_to(record_app, lambda: _context)
 
 
 @app.callback()
@@ -399,6 +401,7 @@ def record_import(
     out: Annotated[
         Path | None, typer.Option(help="Where the package for the patient goes; RECORD.diptych by default.")
     ] = None,
+    acknowledge: Acknowledge = None,
 ) -> None:
     """Doctor: slice, group and sign a bundle; attest it on both chains; write the package that the patient stores.
 
@@ -407,7 +410,7 @@ def record_import(
     """
     key, data, cut = _hex(patient, 32, "the patient's key"), load_bundle(bundle), load_profile(profile)
     with _context.open() as session:
-        record, package, parts = Doctor(session).sign(data, key, cut, rule or ())
+        record, package, parts = Doctor(session).sign(data, key, cut, rule or (), acknowledge or ())
     path = out or Path(f"{record.hex()}.diptych")
     write(path, package)
     listed = [{"part": p.label, "title": p.title, "access": p.access, "bytes": len(p.content)} for p in parts]
@@ -435,6 +438,7 @@ def record_store(
     profile: Annotated[
         str | None, typer.Option(help="A profile file, if the doctor used one that is not built in.")
     ] = None,
+    acknowledge: Acknowledge = None,
 ) -> None:
     """Patient: verify the doctor's signature, encrypt, upload once, index on both chains.
 
@@ -456,7 +460,7 @@ def record_store(
             label: moved.get(label) or moved.get(group_of(label)) or usual.access_of(label)
             for label in stored.labels
         }
-        stored = patient.store(header.record, classes, policies, _purposes(purpose))
+        stored = patient.store(header.record, classes, policies, _purposes(purpose), acknowledge or ())
         _show_stored(stored)
 
 
@@ -494,6 +498,7 @@ def record_move(
         str, typer.Option(help="The access class it goes to: shared, private, or one of your own.")
     ],
     policy: Annotated[str | None, typer.Option(help="The policy, if the class is new.")] = None,
+    acknowledge: Acknowledge = None,
 ) -> None:
     """Patient: move a part, or all parts of a group, between private and shared by re-encrypting keys alone.
 
@@ -502,13 +507,14 @@ def record_move(
     Example: `diptych record move 3fa2… m8 --to shared`
     """
     with _context.open() as session:
-        _show_stored(Patient(session).move(_record(record), part, to, policy))
+        _show_stored(Patient(session).move(_record(record), part, to, policy, acknowledge or ()))
 
 
 @record_app.command("policy")
 def record_policy(
     record: RecordId,
     policy: Annotated[list[str], typer.Argument(help="CLASS=POLICY, one or several, changed together.")],
+    acknowledge: Acknowledge = None,
 ) -> None:
     """Patient: change who may read by re-encrypting keys alone.
 
@@ -517,7 +523,8 @@ def record_policy(
     Example: `diptych record policy 3fa2… 'shared=role:researcher and org:st-mary'`
     """
     with _context.open() as session:
-        _show_stored(Patient(session).set_policies(_record(record), _pairs(policy, "CLASS=POLICY")))
+        changed = _pairs(policy, "CLASS=POLICY")
+        _show_stored(Patient(session).set_policies(_record(record), changed, acknowledge or ()))
 
 
 @record_app.command("renew")

@@ -6,15 +6,16 @@ upload and becomes current when both chains have it; whatever interrupts, `resum
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated
 
 import msgspec
 
 from client.chain import now_ms
 from client.doctor import MAX_RECORD, Record, header_digest, open_package
-from client.fhir import group_of, named
+from client.fhir import PRIVATE, group_of, named
 from client.session import KINDS, Session
+from client.sharing import check_sharing
 from crypto import ces
 from crypto.abe import encapsulate
 from crypto.codec import Bytes32, Decoder, UInt, Wire, encode
@@ -38,9 +39,6 @@ from protocol.record import (
     digest,
 )
 from protocol.tx import Publish, Rule
-
-PRIVATE = "private"
-"""The access class that only the storage chain's index reaches."""
 
 AccessClass = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[a-z][a-z0-9-]*\Z")]
 
@@ -146,9 +144,11 @@ class Patient:
         access: Mapping[str, str],
         policies: Mapping[str, str],
         purposes: tuple[Purpose, ...],
+        acknowledged: Collection[str] = (),
     ) -> StoredRecord:
         """First version of a record: each part (by label) in its access class, each class under its policy; uploaded once,
-        indexed on both chains. `PolicyError` before anything is sent when a policy does not parse."""
+        indexed on both chains. `PolicyError` before anything is sent when a policy does not parse; here and below, `FindingsLeft` when
+        parts that open for research hold findings that are not `acknowledged` (`client.sharing`)."""
         stored = self.resume(record) or self.load(record)
         if stored.version:
             raise Conflict(
@@ -169,10 +169,19 @@ class Patient:
             raise Malformed(f"the access class {min(missing)!r} has no policy; give one")
         kept = tuple(sorted((name, str(parse(text))) for name, text in policies.items() if name in used))
         return self._advance(
-            msgspec.structs.replace(stored, parts=tuple(parts), policies=kept, purposes=purposes), blobs
+            msgspec.structs.replace(stored, parts=tuple(parts), policies=kept, purposes=purposes),
+            blobs,
+            acknowledged,
         )
 
-    def move(self, record: bytes, name: str, access: str, policy: str | None = None) -> StoredRecord:
+    def move(
+        self,
+        record: bytes,
+        name: str,
+        access: str,
+        policy: str | None = None,
+        acknowledged: Collection[str] = (),
+    ) -> StoredRecord:
         """Put a part, or all parts of a group, into another access class by re-encrypting keys alone (eq. 19). A new class
         needs a policy. `Denied` if the doctor's rules forbid what the classes would then hold."""
         stored = self._stored(record)
@@ -191,15 +200,17 @@ class Patient:
         policies = dict(stored.policies)
         if policy is not None:
             policies[access] = str(parse(policy))
-        return self._advance(self._with(stored, parts, policies), [])
+        return self._advance(self._with(stored, parts, policies), [], acknowledged)
 
-    def set_policies(self, record: bytes, policies: Mapping[str, str]) -> StoredRecord:
+    def set_policies(
+        self, record: bytes, policies: Mapping[str, str], acknowledged: Collection[str] = ()
+    ) -> StoredRecord:
         """Change who may read classes of the record by re-encrypting keys alone (eqs. 20, 21)."""
         stored = self._stored(record)
         if unknown := set(policies) - {name for name, _ in stored.policies}:
             raise NotFound(f"the record has no access class {min(unknown)!r}")
         changed = dict(stored.policies) | {name: str(parse(text)) for name, text in policies.items()}
-        return self._advance(self._with(stored, list(stored.parts), changed), [])
+        return self._advance(self._with(stored, list(stored.parts), changed), [], acknowledged)
 
     def time_bound(self) -> list[bytes]:
         """The stored records with a policy that says `@week`."""
@@ -251,8 +262,14 @@ class Patient:
         kept = tuple(sorted((name, text) for name, text in policies.items() if name in used))
         return msgspec.structs.replace(stored, parts=tuple(parts), policies=kept)
 
-    def _advance(self, stored: StoredRecord, new_blobs: list[bytes]) -> StoredRecord:
+    def _advance(
+        self, stored: StoredRecord, new_blobs: list[bytes], acknowledged: Collection[str] = ()
+    ) -> StoredRecord:
         """Build the next version of `stored`, write it down, send it."""
+        for label in check_sharing(self.load(stored.header.record), stored, acknowledged):
+            self._session.progress(
+                f"warning: {label} holds what is marked as sensitive and leaves the private class"
+            )
         stored = msgspec.structs.replace(stored, version=stored.version + 1)
         self._session.progress("encrypting the keys under the policies")
         week, messages = week_at(now_ms()), stored.record.messages
