@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Iterator
 
-MAX_UNPACKED = 32 << 20
+MAX_UNPACKED = 16 << 20
 """Bytes that one attachment may unpack to; of more, only this many are read."""
 MAX_NESTING = 4
 """Attachments inside attachments."""

@@ -44,6 +44,8 @@ MIN_DIGITS = 6
 """Digits of a telephone number that is looked for; of an identifier, one letter or digit less."""
 SHOWN = 40
 """Findings that a refusal lists."""
+MAX_DECODED = 128 << 20
+"""Characters of all attachments of a record that are looked into; the others are unread."""
 
 _POSTCODE = "postcode"
 _word = re.compile(r"[^\W\d_]+")
@@ -54,22 +56,6 @@ _inline = re.compile(
 )
 _tag = re.compile(r"<[^<>]*+>")
 _plain_key = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
-_folded = str.maketrans(
-    {
-        "ø": "o",
-        "đ": "d",
-        "ł": "l",
-        "æ": "ae",
-        "œ": "oe",
-        "ð": "d",
-        "þ": "th",
-        "ı": "i",
-        "’": "'",
-        "ʼ": "'",
-        "‘": "'",
-        "`": "'",
-    }
-)
 _spelled_out = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "å": "aa", "ø": "oe"})
 _MONTHS = [
     "january",
@@ -159,12 +145,25 @@ def fold(text: str) -> str:
     """The text in lower case, without accents and invisible characters."""
     if text.isascii():
         return text.lower()
-    plain = (
-        c
-        for c in unicodedata.normalize("NFKD", text.casefold())
-        if not unicodedata.combining(c) and unicodedata.category(c) != "Cf"
+    return unicodedata.normalize("NFKD", text.casefold()).translate(_FOLDED)
+
+
+class _Folds(dict[int, int | str | None]):
+    """What each character of a decomposed text becomes, found out when it first comes."""
+
+    def __missing__(self, code: int) -> int | None:
+        char = chr(code)
+        is_mark = unicodedata.combining(char) or unicodedata.category(char) == "Cf"
+        self[code] = kept = None if is_mark else code
+        return kept
+
+
+_FOLDED = _Folds(
+    str.maketrans(
+        {"ø": "o", "đ": "d", "ł": "l", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th", "ı": "i"}
+        | dict.fromkeys("’ʼ‘`", "'")
     )
-    return "".join(plain).translate(_folded)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +310,7 @@ class _Texts:
 
     def __init__(self, wanted: _Wanted) -> None:
         self._wanted = wanted
+        self._left = MAX_DECODED
         self._known: dict[tuple[str, str | None], frozenset[str]] = {}
 
     def kinds(self, text: str, content_type: str | None = None) -> frozenset[str]:
@@ -323,9 +323,11 @@ class _Texts:
         data = decode_base64(text) if content_type is not None else None
         found = texts_in(data, content_type or "") if data is not None else chain([text], texts_inside(text))
         for piece in found:
-            if piece is None:
+            if piece is None or len(piece) > self._left:
                 yield "unread"
                 continue
+            if piece is not text:
+                self._left -= len(piece)
             for form in _forms(piece):
                 yield from self._wanted.kinds_in(form)
 
