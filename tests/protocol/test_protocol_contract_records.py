@@ -197,6 +197,14 @@ def test_tags_out_of_order_or_twice_are_refused(tags):
     assert tagged(world) == {tag: set() for tag in TAGS}
 
 
+def test_a_refused_version_leaves_the_tags_as_they_were():
+    world = World().attested()
+    world.do(PATIENT, publish(1, tags=TAGS[:1]))
+    bad = msgspec.structs.replace(publish(2, tags=TAGS[1:2]), sealed_index=b"")
+    assert world.do(PATIENT, bad).code == "bad-index"
+    assert tagged(world)[TAGS[0]] == {RECORD}
+
+
 # --- the order of checks -------------------------------------------------------------------------------------------------------
 
 
