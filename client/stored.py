@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 
 from client.doctor import MAX_RECORD, Record
-from client.fhir import group_of, named
+from client.fhir import PRIVATE, group_of, named
 from crypto import ces
 from crypto.codec import Bytes32, Decoder, Short, UInt, Wire
 from crypto.epoch import in_week
@@ -16,9 +16,6 @@ from protocol.contract import Proxy
 from protocol.identity import ChainKind, Purpose, key_attribute
 from protocol.record import MAX_CLASSES, BlobRef, View
 from protocol.tx import PolicyText, Publish, Rule
-
-PRIVATE = "private"
-"""The access class that only the storage chain's index reaches."""
 
 AccessClass = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[a-z][a-z0-9-]*\Z")]
 
@@ -43,7 +40,7 @@ class Terms(Wire, frozen=True):
     emergency: PolicyText | None = None
 
 
-class StoredRecord(Wire, frozen=True, tag="stored-record/2"):
+class StoredRecord(Wire, frozen=True, tag="stored-record/1"):
     """A record as its patient keeps it; `version` 0 means not stored yet. In policies, `@week` stands for the `week` in which a
     version is made. `proxies` are those whom the envelopes of this version let in. A retired record gets no more versions."""
 
