@@ -159,7 +159,9 @@ def test_an_erased_record_does_not_come_back():
     assert world.do(PATIENT, Retire(OTHER, RECORD)).code == "bad-replacement"
 
 
-@pytest.mark.parametrize("what", [b"", b"no receipt", deletion(OTHER), deletion() + b"x", deletion()[:-1]])
+@pytest.mark.parametrize(
+    "what", [b"", b"no receipt", deletion(OTHER), deletion(before=2), deletion() + b"x", deletion()[:-1]]
+)
 def test_an_erasure_without_the_clouds_receipt_for_the_record_is_refused(what):
     world = World().published()
     assert world.do(PATIENT, Erase(RECORD, what)).code == "bad-deletion"
