@@ -24,6 +24,7 @@ from crypto.sign import Ed25519Signer
 from crypto.split import IssuerKey
 from protocol.ceremony import MAX_MESSAGE, ROUNDS, Ceremony
 from protocol.genesis import Genesis
+from protocol.identity import KEY_KIND, key_attribute
 from protocol.network import Network
 
 PAUSE_S = 0.1
@@ -102,6 +103,9 @@ class Issuer:
                 "the request was signed at another time; set the clock of this machine and try again"
             )
         credential = body.credential.verify(self._genesis[0].authority, now)
+        own = key_attribute(credential.subject)
+        if any(name.startswith(f"{KEY_KIND}:") and name != own for name in credential.attributes):
+            raise Denied("the credential names another person's key among its attributes")
         for chain in self._chains:
             person = chain.verified_person(credential.subject)
             if person.is_revoked:

@@ -1,88 +1,65 @@
 """The commands `diptych proof`: what a chain holds, in a file that proves itself to whoever has the genesis."""
 
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from client.command import ChainOption, context, hex_bytes, record_id
 from client.light import Proved, ProvedLog, ProvedReceipt
 from client.prooffile import MAX_FILE, Shown, export, fields, verify
-from client.session import Session
-from client.terminal import Terminal
+from client.terminal import Terminal, time_text
 from configs.files import read, read_text, write
 from crypto.errors import Malformed
 from protocol.contract import Receipt, decode_record, log_key, record_key
 from protocol.genesis import from_toml
-from protocol.identity import ChainKind
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Proofs in a file, for a court or an auditor: who may read a record, and everything that happened to it.",
+)
 
 
-class Context(Protocol):
-    def open(self) -> Session: ...
-    def show(self, data: Any, human: Callable[[Terminal], None]) -> None: ...
+@app.command("export")
+def export_command(
+    record: Annotated[
+        str | None, typer.Argument(metavar="[RECORD]", help="A record id: 32 hex digits.")
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to make.")] = ...,  # type: ignore[assignment]
+    tx: Annotated[str | None, typer.Option(help="A transaction id: 64 hex digits.")] = None,
+    chain: ChainOption = "storage",
+) -> None:
+    """Write a record with its complete access log, or the receipt of one transaction, with what proves them.
+
+    Example: `diptych proof export 3fa2… --out record.proof.json`
+    """
+    if (record is None) == (tx is None):
+        raise Malformed("name a record, or a transaction with --tx")
+    statements: list[Proved | ProvedLog | ProvedReceipt] = []
+    with context.open() as session:
+        client = session.chains[chain]
+        if record is not None:
+            wanted = record_id(record)
+            statements = [client.verified_state(record_key(wanted)), client.verified_log(wanted)]
+        else:
+            statements = [client.verified_receipt(hex_bytes(str(tx), 32, "the transaction id"))]
+        data = export(client.genesis, client.members.handovers, statements)
+    write(out, data)
+    context.show({"file": str(out), "bytes": len(data)}, lambda c: c.print(f"{out}: {len(data):,} bytes"))
 
 
-def commands(context: Callable[[], Context]) -> typer.Typer:
-    """The sub-commands; `context` is asked when one runs."""
-    app = typer.Typer(
-        no_args_is_help=True,
-        help="Proofs in a file, for a court or an auditor: who has access to a record, and everything that happened to it.",
-    )
+@app.command("verify")
+def verify_command(
+    file: Annotated[Path, typer.Argument(help="A proof file.")],
+    genesis: Annotated[Path, typer.Option(help="The genesis file of the chain.")],
+) -> None:
+    """Say what a file proves to whoever trusts the genesis; needs no network and no home.
 
-    @app.command("export")
-    def export_command(
-        record: Annotated[
-            str | None, typer.Argument(metavar="[RECORD]", help="A record id: 32 hex digits.")
-        ] = None,
-        out: Annotated[Path, typer.Option("-o", "--out", help="The file to make.")] = ...,  # type: ignore[assignment]
-        tx: Annotated[str | None, typer.Option(help="A transaction id: 64 hex digits.")] = None,
-        chain: Annotated[ChainKind, typer.Option("--chain", help="storage or sharing.")] = "storage",
-    ) -> None:
-        """Write a record with its complete access log, or the receipt of one transaction, with what proves them.
-
-        Example: `diptych proof export 3fa2… --out record.proof.json`
-        """
-        if (record is None) == (tx is None):
-            raise Malformed("name a record, or a transaction with --tx")
-        statements: list[Proved | ProvedLog | ProvedReceipt] = []
-        with context().open() as session:
-            client = session.chains[chain]
-            if record is not None:
-                wanted = _hex(record, 16, "a record id")
-                statements = [client.verified_state(record_key(wanted)), client.verified_log(wanted)]
-            else:
-                statements = [client.verified_receipt(_hex(str(tx), 32, "a transaction id"))]
-            data = export(client.genesis, client.members.handovers, statements)
-        write(out, data)
-        context().show(
-            {"file": str(out), "bytes": len(data)}, lambda c: c.print(f"{out}: {len(data):,} bytes")
-        )
-
-    @app.command("verify")
-    def verify_command(
-        file: Annotated[Path, typer.Argument(help="A proof file.")],
-        genesis: Annotated[Path, typer.Option(help="The genesis file of the chain.")],
-    ) -> None:
-        """Say what a file proves to whoever trusts the genesis; needs no network and no home.
-
-        Example: `diptych proof verify record.proof.json --genesis genesis-storage.toml`
-        """
-        found = verify(read(file, MAX_FILE), from_toml(read_text(genesis)))
-        context().show([_data(shown) for shown in found], lambda c: _print(c, found))
-
-    return app
-
-
-def _hex(text: str, size: int, what: str) -> bytes:
-    try:
-        value = bytes.fromhex(text)
-    except ValueError:
-        value = b""
-    if len(value) != size:
-        raise Malformed(f"{what} has {2 * size} hex digits")
-    return value
+    Example: `diptych proof verify record.proof.json --genesis genesis-storage.toml`
+    """
+    found = verify(read(file, MAX_FILE), from_toml(read_text(genesis)))
+    context.show([_data(shown) for shown in found], lambda c: _print(c, found))
 
 
 def _data(shown: Shown) -> dict[str, Any]:
@@ -144,7 +121,7 @@ def _print(console: Terminal, found: list[Shown]) -> None:
                 for name, value in _details(shown.statement).items():
                     console.print(f"  {name:9} {value}")
         console.print(
-            f"  as of height {at.height} of {at.chain_id}, {_time(at.time_ms)}, signed by {', '.join(shown.signers)} (epoch {at.epoch})"
+            f"  as of height {at.height} of {at.chain_id}, {time_text(at.time_ms)}, signed by {', '.join(shown.signers)} (epoch {at.epoch})"
         )
 
 
@@ -154,10 +131,12 @@ def _print_receipts(console: Terminal, receipts: tuple[Receipt, ...]) -> None:
         decision = "allowed" if r.ok else "denied"
         place = f"{r.height}.{r.position}"
         table.add_row(
-            _time(r.time_ms), place, r.kind, r.sender.hex()[:16] + "…", r.purpose or "", decision, r.reason
+            time_text(r.time_ms),
+            place,
+            r.kind,
+            r.sender.hex()[:16] + "…",
+            r.purpose or "",
+            decision,
+            r.reason,
         )
     console.print(table)
-
-
-def _time(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -14,13 +14,15 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from client.cli import DEFAULT_POLICIES, DEFAULT_PURPOSES
+from client.cli import DEFAULT_POLICIES
+from client.command import DEFAULT_PURPOSES
 from client.doctor import Doctor
 from client.fhir import load_bundle, load_profile, read_bundle, tokens_equal
 from client.home import Home
-from client.patient import PRIVATE, Patient, StoredRecord, envelope_context
+from client.patient import Patient, envelope_context
 from client.reader import OpenedRecord, Reader
 from client.session import KINDS, Session
+from client.stored import PRIVATE, StoredRecord
 from configs.files import load_network
 from crypto import ces
 from crypto.abe import decapsulate

@@ -79,12 +79,13 @@ def checked(response: httpx2.Response) -> httpx2.Response:
     if response.is_success:
         return response
     try:
-        detail = str(response.json()["detail"])[:1000]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        detail = f"the server answered with HTTP status {response.status_code}"
+        found = response.json()
+        detail, code = str(found["detail"])[:1000], str(found.get("code", ""))[:64]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        detail, code = f"the server answered with HTTP status {response.status_code}", ""
     if response.status_code == 503:
         raise Busy(detail, _retry_after(response.headers.get("retry-after", "")))
-    raise _ERRORS.get(response.status_code, Unavailable)(detail)
+    raise _ERRORS.get(response.status_code, Unavailable)(detail, code)
 
 
 def _retry_after(text: str) -> float:

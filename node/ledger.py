@@ -4,7 +4,8 @@ A block is executed in one transaction with its receipts, its roots and its heig
 cut that undid the last transactions, execution goes on from the height it had reached. One thread at a time, but for `prove`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -39,6 +40,9 @@ CREATE UNIQUE INDEX IF NOT EXISTS receipts_by_place ON receipts (height, positio
 CREATE TABLE IF NOT EXISTS buckets (number INTEGER PRIMARY KEY, pairs BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS executed (height INTEGER PRIMARY KEY, root BLOB NOT NULL, state BLOB NOT NULL);
 """
+
+MAX_KEY = 128
+"""More bytes than a key of the state has."""
 
 
 class _Changes:
@@ -134,6 +138,24 @@ class Ledger:
         row = self._db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
         return row[0] if row else None
 
+    def listing(self, prefix: bytes, after: bytes, limit: int) -> list[bytes]:
+        """As `protocol.queries.Listable` says."""
+        end = prefix + b"\xff" * MAX_KEY  # beyond every key with this prefix
+        rows = self._db.execute(
+            "SELECT key FROM state WHERE key > ? AND key < ? ORDER BY key LIMIT ?",
+            (prefix + after, end, limit),
+        )
+        return [key[len(prefix) :] for (key,) in rows]
+
+    @contextmanager
+    def unchanging(self) -> Iterator[None]:
+        """Everything read within is of one moment, between two blocks."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("COMMIT")
+
     def bucket(self, number: int) -> bytes:
         """The pairs in a bucket of the tree (`protocol.state_tree`)."""
         row = self._db.execute("SELECT pairs FROM buckets WHERE number = ?", (number,)).fetchone()
@@ -216,5 +238,13 @@ class Ledger:
             "SELECT data FROM receipts WHERE record = ? AND (height, position) > (?, ?)"
             " ORDER BY height, position LIMIT ?",
             (record, *after, limit),
+        )
+        return [decode_receipt(data) for (data,) in rows]
+
+    def receipts_after(self, after: tuple[int, int], limit: int) -> list[Receipt]:
+        """All receipts in chain order, after the (height, position) given."""
+        rows = self._db.execute(
+            "SELECT data FROM receipts WHERE (height, position) > (?, ?) ORDER BY height, position LIMIT ?",
+            (*after, limit),
         )
         return [decode_receipt(data) for (data,) in rows]

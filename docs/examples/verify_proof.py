@@ -7,6 +7,7 @@ needs Python 3.11, `cryptography` and `msgpack`. Prints what is proved and ends 
 
 import datetime
 import hashlib
+import itertools
 import json
 import sys
 import tomllib
@@ -135,7 +136,7 @@ class Committee:
                 == (self.genesis["chain_id"], self.epoch, self.validators),
                 "a header is of another chain or epoch",
             )
-        for below, above in zip(headers, headers[1:], strict=False):
+        for below, above in itertools.pairwise(headers):
             check(above[HEADER.index("parent")] == block_id(below), "headers are not linked")
         self.check_certificate(certificate, block_id(headers[-1]))
 

@@ -193,6 +193,11 @@ def test_renewal_and_revocation_by_commands(
     assert f"status:active@{week_at(now_ms())}" in shown["attributes"]
     assert json.loads(run(*patient, "record", "renew").stdout) == [{"record": record, "version": 2}]
     assert reads(reader, stored.record)
-    run("run_node.py", "revoke", "--config", net.folder / "authority" / "config.toml", shown["key"])
+    revoke = ("run_node.py", "revoke", "--config", net.folder / "authority" / "config.toml", shown["key"])
+    refused = run(*revoke, code=1)
+    assert "role:researcher" in refused.stderr
+    assert "--yes" in refused.stderr
+    assert reads(reader, stored.record), "nobody has agreed to it"
+    run(*revoke, "--yes")
     assert not reads(reader, stored.record)
     assert "revoked" in run(*home, "renew", code=5).stderr

@@ -252,17 +252,19 @@ def test_the_ledger_of_another_chain_is_refused(tmp_path, ledger):
     same.close()
 
 
-def test_the_log_has_every_receipt_of_the_record_in_order_and_in_pages(ledger):
-    ledger.execute(CHAIN)
+def test_the_log_of_a_record_has_every_receipt_that_concerns_it_in_order_and_in_pages(ledger):
+    receipts = ledger.execute(CHAIN)
     log = ledger.record_log(RECORD, (0, 0), 100)
-    requests = [r for r in log if r.kind == "access.request"]
-    assert [(r.height, r.position) for r in requests] == [(4, 1), (5, 0), (5, 1), (5, 2), (5, 3), (6, 1)]
-    codes = ["allowed", "allowed", "wrong-purpose", "allowed", "allowed", "revoked"]
-    assert [r.code for r in requests] == codes
+    assert log == [r for r in receipts if r.record == RECORD]
+    places = [(2, 0), (2, 1), (4, 0), (4, 1), (5, 0), (5, 1), (5, 2), (5, 3), (6, 1)]
+    assert [(r.height, r.position) for r in log] == places
+    codes = ["attested", "wrong-role", "published"]
+    codes += ["allowed", "allowed", "wrong-purpose", "allowed", "allowed", "revoked"]
+    assert [r.code for r in log] == codes
     head = contract.LogHead(0, bytes(32))
     for receipt in log:
         head = contract.next_log_head(head, receipt)
-    assert head == contract.get_log_head(ledger, RECORD), "whoever has the head can tell a complete log"
+    assert contract.get_log_head(ledger, RECORD) == head
     pages, after = [], (0, 0)
     while page := ledger.record_log(RECORD, after, 2):
         pages += page
