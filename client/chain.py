@@ -7,7 +7,7 @@ and the index key are believed from a quorum, a credential from the authority's 
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from client import audit, consent_cli, find_cli
+from client import audit, batch_cli, consent_cli, find_cli
 from client.command import (
     DEFAULT_HOME,
     EXIT_CODES,
@@ -81,6 +81,7 @@ app.add_typer(consent_cli.proxy_app, name="proxy")
 record_app.add_typer(consent_cli.record_app)
 record_app.add_typer(find_cli.record_app)
 app.add_typer(find_cli.app)
+app.add_typer(batch_cli.app, name="batch")
 
 
 @app.callback()
