@@ -23,6 +23,7 @@ from client.command import (
     RecordId,
     Yes,
     agreeing,
+    cloud_fields,
     context,
     hex_bytes,
     pairs_of,
@@ -515,10 +516,17 @@ def record_renew(
 
 @record_app.command("log")
 def record_log(record: RecordId) -> None:
-    """The record's log from both chains: every version, request, decision and review; allowed, denied or waiting, and why."""
+    """The record's log: every version, request, decision and review on both chains, and, for its patient, every download that the cloud
+    has served or refused. Allowed, denied or waiting, and why.
+    """
     with context.open() as session:
-        entries = Patient(session).log(record_id(record))
-    rows = [{"chain": kind, **receipt_fields(receipt)} for kind, receipt in entries]
+        patient, wanted = Patient(session), record_id(record)
+        entries: list[tuple[int, dict[str, Any]]] = [
+            (receipt.time_ms, {"chain": kind, **receipt_fields(receipt)})
+            for kind, receipt in patient.log(wanted)
+        ]
+        entries += [(entry.time_ms, cloud_fields(entry, record)) for entry in patient.cloud_log(wanted)]
+    rows = [row for _, row in sorted(entries, key=lambda e: e[0])]
     columns = ("time", "chain", "kind", "sender", "purpose", "decision", "reason")
     context.show(rows, lambda c: c.print(table(rows, *columns)))
 

@@ -256,7 +256,18 @@ def access_pending() -> None:
     """
     with context.open() as session:
         rows = [_task_fields(task) for task in Decisions(session).pending()]
-    columns = ("request", "chain", "record", "requester", "purpose", "waits_for", "ground", "reason", "until")
+    columns = (
+        "request",
+        "chain",
+        "record",
+        "requester",
+        "second",
+        "purpose",
+        "waits_for",
+        "ground",
+        "reason",
+        "until",
+    )
 
     def human(console: Terminal) -> None:
         if not rows:
@@ -276,6 +287,7 @@ def _task_fields(task: Task) -> dict[str, Any]:
         "record": pending.record.hex(),
         "patient": pending.patient.hex(),
         "requester": pending.requester.hex(),
+        "second": pending.second.hex() if pending.second else None,
         "purpose": pending.purpose,
         "waits_for": "your review" if task.what == "review" else "a decision",
         "you_are": task.standing,

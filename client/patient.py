@@ -36,7 +36,7 @@ from crypto.tdh2 import encrypt
 from protocol.contract import Proxy, Receipt
 from protocol.identity import ChainKind, Purpose
 from protocol.index_key import index_label
-from protocol.record import BlobRef, Envelope, Index, SealedPart, Upload, UploadBody, View, digest
+from protocol.record import BlobRef, CloudEntry, Envelope, Index, SealedPart, Upload, UploadBody, View, digest
 from protocol.tx import Power, Publish, Retire, SetProxy
 
 NO_TERMS = Terms()
@@ -189,8 +189,7 @@ class Patient:
         return self._advance(stored, after, "rewrap")
 
     def rekey(self, record: bytes, names: Sequence[str] = ()) -> StoredRecord:
-        """Encrypt parts or groups, by default all, under new keys, upload the new ciphertexts with the new version, and have the cloud
-        delete what only older versions need."""
+        """Encrypt parts or groups, by default all, under new keys, and upload the new ciphertexts with the new version."""
         stored = self._stored(record)
         indices = sorted({i for name in names for i in stored.indices_of(name)}) or range(len(stored.parts))
         messages, parts, blobs = stored.record.messages, list(stored.parts), []
@@ -237,8 +236,9 @@ class Patient:
         return stored
 
     def _check_own(self, kind: ChainKind, record: bytes) -> None:
-        if self._session.chains[kind].verified_record(record).patient != self._home.sign.public:
-            raise Denied("a record is replaced by another one of yours alone; this one is somebody else's")
+        other = self._session.chains[kind].verified_record(record)
+        if other.patient != self._home.sign.public or other.status == "retired":
+            raise Denied("a record is replaced by another live one of yours alone; this one is not")
 
     def _retire(self, kind: ChainKind, action: Retire) -> None:
         chain = self._session.chains[kind]
@@ -287,6 +287,16 @@ class Patient:
             (entry for chain in found for entry in chain),
             key=lambda e: (e[1].time_ms, e[1].height, e[1].position),
         )
+
+    def cloud_log(self, record: bytes) -> list[CloudEntry]:
+        """Every download of the record that the cloud has served or refused, oldest first; nothing for who is not its patient, or where
+        the cloud holds nothing of it."""
+        if not self._home.has(f"record-{record.hex()}"):
+            return []
+        try:
+            return self._session.cloud.access_log(record, self._home.sign)
+        except NotFound:
+            return []
 
     def resume(self, record: bytes) -> StoredRecord | None:
         """Finish a version that was interrupted; None if there is none."""

@@ -117,6 +117,13 @@ def test_two_people_break_the_glass_the_patient_is_told_and_reviews_it(diptych, 
     assert set(opened.parts) == set(stored.labels_in("shared"))
     (review,) = [t for t in diptych("patient", "access", "pending") if t["record"] == record]
     assert review["waits_for"] == "your review"
+    both = (cast.medic.home.sign.public.hex(), cast.second.home.sign.public.hex())
+    assert (review["requester"], review["second"]) == both
+    downloads = [e for e in diptych("patient", "record", "log", record) if e["chain"] == "cloud"]
+    assert downloads, "what the cloud has served stands beside it"
+    assert {(e["sender"], e["purpose"], e["decision"]) for e in downloads} == {
+        (both[0], "emergency", "allowed")
+    }
     assert diptych("patient", "access", "review", asked["tx"], "contested")["code"] == "reviewed"
     assert [t for t in diptych("patient", "access", "pending") if t["record"] == record] == []
     refused = diptych("researcher", "access", "emergency", record, *words, code=5)
