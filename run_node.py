@@ -163,7 +163,9 @@ def node(
                 web.router.routes.append(admin(running, faults, keys[0]))
             await running.start()
             gc.freeze()  # modules and settings stay: no collection need look at them again
-            server = asyncio.create_task(serve(web, settings.http_host, settings.http_port))
+            server = asyncio.create_task(
+                serve(web, settings.http_host, settings.http_port, stopping=running.feed.close)
+            )
             failure = asyncio.create_task(running.wait())
             await asyncio.wait({server, failure}, return_when=asyncio.FIRST_COMPLETED)
             for task in (server, failure):

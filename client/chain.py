@@ -7,12 +7,13 @@ and the index key are believed from a quorum, a credential from the authority's 
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import httpx2
 
+from client.events import Place, stream
 from client.light import LightClient
 from client.web import Busy, checked, now_ms
 from crypto import tdh2
@@ -57,7 +58,7 @@ T = TypeVar("T")
 TX_LIFETIME_MS = 120_000
 MAX_LISTED = 100_000
 """Entries of one listing; without end, they would fill the memory of whoever asks."""
-PAUSE = 0.2
+PAUSE, MAX_PAUSE = 0.2, 2.0
 _OTHER_FORM = "a node's answer is not in the agreed form; it may run another version"
 
 
@@ -248,6 +249,45 @@ class ChainClient(LightClient):
             if (more and not items) or len(found) > MAX_LISTED:
                 raise Malformed(f"a node's listing does not go on, or has more than {MAX_LISTED} entries")
         return found
+
+    # --- what happens -----------------------------------------------------------------------------------------------------
+
+    def events(
+        self,
+        *,
+        record: bytes | None = None,
+        patient: bytes | None = None,
+        reader: bytes | None = None,
+        kind: str | None = None,
+        after: Place | None = None,
+    ) -> Iterator[Receipt]:
+        """The receipts that concern this record, this patient, this reader, and are of this kind (None: any), in chain order, each once:
+        those after a place, or from now on, and then as they come, without end.
+
+        A node that fails, stops or answers nonsense is left for the next one, which goes on after what came last.
+        """
+        ids = {"record": record, "patient": patient, "reader": reader}
+        wanted = {name: value.hex() for name, value in ids.items() if value} | (
+            {"kind": kind} if kind else {}
+        )
+        pause, is_silent = PAUSE, False
+        while True:
+            url = self._urls[0]
+            try:
+                with stream(self._http, f"{url}/v1/events", wanted, after) as told:
+                    for place, receipt in told:
+                        pause, is_silent, after = PAUSE, False, place
+                        if receipt is not None:
+                            yield receipt
+            except (httpx2.HTTPError, Unavailable) as error:
+                if pause > MAX_PAUSE and not is_silent:
+                    is_silent = True
+                    self._warn(
+                        f"no node of the {self.genesis.kind} chain tells what happens ({error}); trying on"
+                    )
+            self._demote(url)
+            time.sleep(pause)
+            pause = min(2 * pause, 2 * MAX_PAUSE)
 
     # --- the index key and releases -----------------------------------------------------------------------------------------
 

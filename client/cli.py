@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from client import audit, consent_cli
+from client import audit, consent_cli, find_cli, lint_cli, proofs
 from client.command import (
     DEFAULT_HOME,
     EXIT_CODES,
@@ -40,6 +40,7 @@ from client.enrolment import Invitation
 from client.fhir import group_of, join, load_bundle, load_profile
 from client.guardians import QrKind, qr, read_share, write_sheets
 from client.home import Home
+from client.lint_cli import Acknowledge
 from client.patient import Patient
 from client.reader import Reader
 from client.session import Session
@@ -80,6 +81,10 @@ app.add_typer(chain_app, name="chain")
 app.add_typer(consent_cli.access_app, name="access")
 app.add_typer(consent_cli.proxy_app, name="proxy")
 record_app.add_typer(consent_cli.record_app)
+record_app.add_typer(find_cli.record_app)
+app.add_typer(find_cli.app)
+app.add_typer(proofs.app, name="proof")
+record_app.add_typer(lint_cli.app)
 
 
 @app.callback()
@@ -357,6 +362,7 @@ def record_import(
     out: Annotated[
         Path | None, typer.Option(help="Where the package for the patient goes; RECORD.diptych by default.")
     ] = None,
+    acknowledge: Acknowledge = None,
 ) -> None:
     """Doctor: slice, group and sign a bundle; attest it on both chains; write the package that the patient stores.
 
@@ -365,7 +371,7 @@ def record_import(
     """
     key, data, cut = hex_bytes(patient, 32, "the patient's key"), load_bundle(bundle), load_profile(profile)
     with context.open() as session:
-        record, package, parts = Doctor(session).sign(data, key, cut, rule or ())
+        record, package, parts = Doctor(session).sign(data, key, cut, rule or (), acknowledge or ())
     path = out or Path(f"{record.hex()}.diptych")
     write(path, package)
     listed = [{"part": p.label, "title": p.title, "access": p.access, "bytes": len(p.content)} for p in parts]
@@ -400,6 +406,7 @@ def record_store(
     approval: consent_cli.Approval = None,
     emergency: consent_cli.EmergencyPolicy = None,
     tag: consent_cli.Tag = None,
+    acknowledge: Acknowledge = None,
     yes: Yes = False,
 ) -> None:
     """Patient: verify the doctor's signature, encrypt, upload once, index on both chains.
@@ -425,7 +432,9 @@ def record_store(
             for label in stored.labels
         }
         tags = consent_cli.tags_of(tag) or ()
-        stored = patient.store(header.record, classes, policies, purposes_of(purpose), terms, tags)
+        stored = patient.store(
+            header.record, classes, policies, purposes_of(purpose), terms, tags, acknowledge or ()
+        )
         show_stored(stored)
 
 
@@ -463,6 +472,7 @@ def record_move(
         str, typer.Option(help="The access class it goes to: shared, private, or one of your own.")
     ],
     policy: Annotated[str | None, typer.Option(help="The policy, if the class is new.")] = None,
+    acknowledge: Acknowledge = None,
     yes: Yes = False,
 ) -> None:
     """Patient: move a part, or all parts of a group, between private and shared by re-encrypting keys alone.
@@ -472,13 +482,16 @@ def record_move(
     Example: `diptych record move 3fa2… m8 --to shared`
     """
     with context.open() as session:
-        show_stored(Patient(session, agreeing(yes)).move(record_id(record), part, to, policy))
+        show_stored(
+            Patient(session, agreeing(yes)).move(record_id(record), part, to, policy, acknowledge or ())
+        )
 
 
 @record_app.command("policy")
 def record_policy(
     record: RecordId,
     policy: Annotated[list[str], typer.Argument(help="CLASS=POLICY, one or several, changed together.")],
+    acknowledge: Acknowledge = None,
     yes: Yes = False,
 ) -> None:
     """Patient: change who may read by re-encrypting keys alone.
@@ -488,8 +501,8 @@ def record_policy(
     Example: `diptych record policy 3fa2… 'shared=role:researcher and org:st-mary'`
     """
     with context.open() as session:
-        patient = Patient(session, agreeing(yes))
-        show_stored(patient.set_policies(record_id(record), pairs_of(policy, "CLASS=POLICY")))
+        patient, changed = Patient(session, agreeing(yes)), pairs_of(policy, "CLASS=POLICY")
+        show_stored(patient.set_policies(record_id(record), changed, acknowledge or ()))
 
 
 @record_app.command("renew")

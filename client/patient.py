@@ -6,15 +6,16 @@ upload and becomes current when both chains have it; whatever interrupts, `resum
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
 from client.consequences import Change, Consequences, foresee, past_readers
 from client.doctor import header_digest, open_package
+from client.fhir import PRIVATE
 from client.session import KINDS, Session
+from client.sharing import check_sharing
 from client.stored import (
-    PRIVATE,
     PendingVersion,
     Proxies,
     StoredPart,
@@ -114,9 +115,11 @@ class Patient:
         purposes: tuple[Purpose, ...],
         terms: Terms = NO_TERMS,
         tags: Sequence[bytes] = (),
+        acknowledged: Collection[str] = (),
     ) -> StoredRecord:
         """First version of a record: each part (by label) in its access class, each class under its policy; uploaded once,
-        indexed on both chains. `Malformed` before anything is sent when a policy does not parse or the terms make no rule."""
+        indexed on both chains. `Malformed` before anything is sent when a policy does not parse or the terms make no rule; here and
+        below, `FindingsLeft` when parts that open for research hold findings that are not `acknowledged` (`client.sharing`)."""
         stored = self.resume(record) or self.load(record)
         if stored.version:
             raise Conflict(
@@ -137,9 +140,16 @@ class Patient:
             raise Malformed(f"the access class {min(missing)!r} has no policy; give one")
         normal = {name: str(parse(text)) for name, text in policies.items()}
         after = _with_terms(stored.with_parts(parts, normal), purposes, terms, tags)
-        return self._advance(stored, after, "store", blobs)
+        return self._advance(stored, after, "store", blobs, acknowledged)
 
-    def move(self, record: bytes, name: str, access: str, policy: str | None = None) -> StoredRecord:
+    def move(
+        self,
+        record: bytes,
+        name: str,
+        access: str,
+        policy: str | None = None,
+        acknowledged: Collection[str] = (),
+    ) -> StoredRecord:
         """Put a part, or all parts of a group, into another access class by re-encrypting keys alone (eq. 19). A new class
         needs a policy. `Denied` if the doctor's rules forbid what the classes would then hold."""
         stored = self._stored(record)
@@ -158,15 +168,19 @@ class Patient:
         policies = dict(stored.policies)
         if policy is not None:
             policies[access] = str(parse(policy))
-        return self._advance(stored, stored.with_parts(parts, policies), "rewrap")
+        return self._advance(stored, stored.with_parts(parts, policies), "rewrap", (), acknowledged)
 
-    def set_policies(self, record: bytes, policies: Mapping[str, str]) -> StoredRecord:
+    def set_policies(
+        self, record: bytes, policies: Mapping[str, str], acknowledged: Collection[str] = ()
+    ) -> StoredRecord:
         """Change who may read classes of the record by re-encrypting keys alone (eqs. 20, 21)."""
         stored = self._stored(record)
         if unknown := set(policies) - {name for name, _ in stored.policies}:
             raise NotFound(f"the record has no access class {min(unknown)!r}")
         changed = dict(stored.policies) | {name: str(parse(text)) for name, text in policies.items()}
-        return self._advance(stored, stored.with_parts(list(stored.parts), changed), "rewrap")
+        return self._advance(
+            stored, stored.with_parts(list(stored.parts), changed), "rewrap", (), acknowledged
+        )
 
     def set_terms(
         self,
@@ -174,6 +188,7 @@ class Patient:
         purposes: tuple[Purpose, ...] | None = None,
         terms: Terms | None = None,
         tags: Sequence[bytes] | None = None,
+        acknowledged: Collection[str] = (),
     ) -> StoredRecord:
         """Change the conditions of the rule, what is None staying as it is, by re-encrypting keys alone. `Malformed` if they make no rule,
         `Conflict` if that changes nothing."""
@@ -186,7 +201,7 @@ class Patient:
         )
         if after == stored:
             raise Conflict("the record has this very rule already")
-        return self._advance(stored, after, "rewrap")
+        return self._advance(stored, after, "rewrap", (), acknowledged)
 
     def rekey(self, record: bytes, names: Sequence[str] = ()) -> StoredRecord:
         """Encrypt parts or groups, by default all, under new keys, and upload the new ciphertexts with the new version."""
@@ -337,8 +352,13 @@ class Patient:
         after: StoredRecord,
         change: Change | None,
         new_blobs: Sequence[bytes] = (),
+        acknowledged: Collection[str] = (),
     ) -> StoredRecord:
         """Make the version after `before` out of `after`: have it agreed to, if it is a `change` of its own, write it down, send it."""
+        for label in check_sharing(before, after, acknowledged):
+            self._session.progress(
+                f"warning: {label} holds what is marked as sensitive and leaves the private class"
+            )
         stored = msgspec.structs.replace(
             after,
             version=before.version + 1,

@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 
 from client.doctor import MAX_RECORD, Record
-from client.fhir import group_of, named
+from client.fhir import PRIVATE, group_of, named
 from crypto import ces
 from crypto.codec import Bytes32, Decoder, Short, UInt, Wire
 from crypto.epoch import in_week
@@ -16,9 +16,6 @@ from protocol.contract import Proxy
 from protocol.identity import ChainKind, Purpose, key_attribute
 from protocol.record import MAX_CLASSES, BlobRef, View
 from protocol.tx import PolicyText, Publish, Rule
-
-PRIVATE = "private"
-"""The access class that only the storage chain's index reaches."""
 
 AccessClass = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[a-z][a-z0-9-]*\Z")]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 import structlog
 import uvicorn
 from starlette.applications import Starlette
@@ -80,6 +81,17 @@ EXCEPTION_HANDLERS: dict[Any, Any] = {
 """For `Starlette(exception_handlers=…)`. A `DiptychError` may choose its status by an attribute `status`."""
 
 
+def hexed(value: Any) -> Any:
+    """JSON-ready data with byte strings in hex."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, msgspec.Struct):
+        tag = value.__struct_config__.tag
+        fields = {name: hexed(getattr(value, name)) for name in value.__struct_fields__}
+        return {"type": tag, **fields} if tag else fields
+    return [hexed(v) for v in value] if isinstance(value, tuple | list) else value
+
+
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body of at most `limit` bytes; HTTP 413 beyond that, 408 if it takes longer than `BODY_S`."""
     body = bytearray()
@@ -118,9 +130,15 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_started: Callable[[], None], on_stopping: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._on_started = on_started
+        self._on_started, self._on_stopping = on_started, on_stopping
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_stopping()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -147,12 +165,17 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 async def serve(
-    app: Starlette, host: str, port: int, ready: Callable[[int], None] | None = None, connections: int = 1024
+    app: Starlette,
+    host: str,
+    port: int,
+    ready: Callable[[int], None] | None = None,
+    connections: int = 1024,
+    stopping: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve `app` until SIGTERM, SIGINT or cancellation; answers under way then have 10 s to finish.
 
-    Runs on the main thread. `port` 0 takes a free one; `ready` is called with the port once connections are accepted. Raises
-    `Conflict` if the address is in use.
+    Runs on the main thread. `port` 0 takes a free one; `ready` is called with the port once connections are accepted, `stopping` before
+    the answers under way are waited for. Raises `Conflict` if the address is in use.
     """
     async with app.router.lifespan_context(app):
         listener = _listen(host, port)
@@ -169,7 +192,7 @@ async def serve(
             timeout_graceful_shutdown=10,
         )
         bound = listener.getsockname()[1]
-        server = _Server(config, lambda: ready(bound) if ready else None)
+        server = _Server(config, lambda: ready(bound) if ready else None, stopping)
         running = asyncio.ensure_future(server.serve(sockets=[listener]))
         try:
             await asyncio.shield(running)

@@ -7,41 +7,31 @@ it checks signatures and quorums itself.
 
 import time
 from functools import partial
-from typing import Any
+from typing import get_args
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from configs.metrics import instrument
-from configs.web import EXCEPTION_HANDLERS, read_body
+from configs.web import EXCEPTION_HANDLERS, hexed, read_body
 from crypto.codec import Decoder, encode
 from crypto.errors import DiptychError, Malformed, NotFound
 from node.daemon import Node, TxBatch
+from node.feed import EventStream, Filter, Place
 from protocol.block import MAX_TX
 from protocol.contract import Receipt
 from protocol.mempool import Pending
 from protocol.queries import MAX_PAGE, QUERIES, Query
-from protocol.tx import decode_tx
+from protocol.tx import Action, decode_tx
 
 MAX_WAIT_S = 30.0
 LOG_PAGE = 500
 LIST_PAGE = 100
+KINDS = sorted(str(action.__struct_config__.tag) for action in get_args(Action))
 MAX_BATCH = 1 << 20
 decode_batch = Decoder[tuple[bytes, ...]](TxBatch, "a batch of transactions", MAX_BATCH)
-
-
-def hexed(value: Any) -> Any:
-    """JSON-ready data with byte strings in hex."""
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, msgspec.Struct):
-        tag = value.__struct_config__.tag
-        fields = {name: hexed(getattr(value, name)) for name in value.__struct_fields__}
-        return {"type": tag, **fields} if tag else fields
-    return [hexed(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def create_app(node: Node) -> Starlette:
@@ -58,6 +48,7 @@ def create_app(node: Node) -> Starlette:
         Route("/v1/record/{record}", api.record),
         Route("/v1/record/{record}/log", api.log),
         *(Route(query.path, partial(api.page, query)) for query in QUERIES),
+        Route("/v1/events", api.events),
         Route("/v1/epochs", api.epochs),
         Route("/v1/release/{tx}", api.release),
         Route("/v1/index-key", api.index_key),
@@ -184,11 +175,9 @@ class _Api:
         return JSONResponse({**hexed(entry), "encoded": encode(entry).hex()})
 
     async def log(self, request: Request) -> Response:
-        after = request.query_params.get("after", "0.0").split(".")
-        if len(after) != 2 or not all(part.isdecimal() and len(part) < 19 for part in after):
-            raise Malformed("after must be HEIGHT.POSITION, such as 12.0")
+        after = _place(request.query_params.get("after", "0.0"), "after")
         record = _hex(request, "record", 16)
-        receipts = await self._node.record_log(record, (int(after[0]), int(after[1])), LOG_PAGE)
+        receipts = await self._node.record_log(record, after, LOG_PAGE)
         more = f"{receipts[-1].height}.{receipts[-1].position}" if len(receipts) == LOG_PAGE else None
         encoded = [encode(r).hex() for r in receipts]
         return JSONResponse({"receipts": hexed(receipts), "encoded": encoded, "next": more})
@@ -204,6 +193,20 @@ class _Api:
         height, items, more = await self._node.page(query, owner, start, int(limit))
         listed = [{"id": i.id.hex(), "key": i.key.hex(), "encoded": i.encoded.hex()} for i in items]
         return JSONResponse({"height": height, "items": listed, "next": more.hex() if more else None})
+
+    async def events(self, request: Request) -> Response:
+        """Receipts as they come (`node.feed`)."""
+        asked = request.query_params
+        sizes = {"record": 16, "patient": 32, "reader": 32}
+        ids = {
+            name: _bytes(asked[name], f"the {name}", size) for name, size in sizes.items() if name in asked
+        }
+        kind = asked.get("kind")
+        if kind is not None and kind not in KINDS:
+            raise Malformed(f"kind must be one of {', '.join(KINDS)}")
+        last = request.headers.get("last-event-id") or asked.get("from")
+        after = _place(last, "from") if last else None
+        return EventStream(self._node.feed, Filter(kind=kind, **ids), after)
 
     async def epochs(self, request: Request) -> Response:
         """The ends of epochs from `from` on, as a msgpack array of encoded handovers; again for more, until it is empty."""
@@ -262,6 +265,13 @@ def _wait(request: Request) -> float:
 
 def _receipt(receipt: Receipt) -> Response:
     return JSONResponse({**hexed(receipt), "encoded": encode(receipt).hex()})
+
+
+def _place(text: str, what: str) -> Place:
+    parts = text.split(".")
+    if len(parts) != 2 or not all(part.isdecimal() and len(part) < 19 for part in parts):
+        raise Malformed(f"{what} must be HEIGHT.POSITION, such as 12.0")
+    return int(parts[0]), int(parts[1])
 
 
 def _hex(request: Request, name: str, size: int) -> bytes:

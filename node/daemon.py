@@ -27,6 +27,7 @@ from crypto.dkg import HolderKey
 from crypto.errors import Conflict, Denied, DiptychError, NotFound, Unavailable
 from crypto.seal import seal
 from crypto.sign import Ed25519Signer
+from node.feed import Feed, Matter, Place
 from node.index_key import Holder
 from node.ledger import Ledger
 from node.metrics import Metrics
@@ -134,6 +135,10 @@ class Node:
         self._outbox: list[bytes] = []
         self._has_outbox = asyncio.Event()
         self._final: asyncio.Queue[list[Block]] = asyncio.Queue()
+        self.feed = Feed(
+            lambda after, limit: self._in_ledger(lambda: self._matters(after, limit)),
+            lambda: self.executed_height,
+        )
         self._waiters: dict[bytes, list[Callable[[Receipt], None]]] = {}
         self._has_executed = asyncio.Event()
         """Set, and replaced by a new one, each time that blocks have been executed."""
@@ -154,6 +159,7 @@ class Node:
             self._regossip,
             self._keep_links,
             self._hold,
+            self.feed.run,
         )
         for loop in loops:
             self._tasks.append(asyncio.create_task(loop(), name=loop.__name__))
@@ -166,6 +172,7 @@ class Node:
             task.result()
 
     async def stop(self) -> None:
+        self.feed.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -314,6 +321,16 @@ class Node:
                 return ledger.head()[0], *queries.page(ledger, query, owner, after, limit)
 
         return await self._in_ledger(read)
+
+    def _matters(self, after: Place, limit: int) -> list[Matter]:
+        ledger, found = self._ledger_reader, []
+        with ledger.unchanging():
+            for receipt in ledger.receipts_after(after, limit):
+                entry = contract.get_record(ledger, receipt.record) if receipt.record else None
+                asked = ledger.receipt(receipt.request) if receipt.request else None
+                patient, requester = entry.patient if entry else None, asked.sender if asked else None
+                found.append(Matter(receipt, patient, requester))
+        return found
 
     async def release(self, tx_id: bytes) -> Release:
         """This node's part of a granted request: the ticket signed, its decryption share of the index entry sealed to the requester."""
@@ -625,6 +642,7 @@ class Node:
                 blocks += self._final.get_nowait()
             receipts = await self._until_written("ledger", lambda: self._run(blocks))  # noqa: B023
             self._advance()
+            self.feed.wake()
             self.holder.follow(receipts)
             for receipt in receipts:
                 for waiter in self._waiters.pop(receipt.tx, ()):

@@ -240,3 +240,11 @@ class Ledger:
             (record, *after, limit),
         )
         return [decode_receipt(data) for (data,) in rows]
+
+    def receipts_after(self, after: tuple[int, int], limit: int) -> list[Receipt]:
+        """All receipts in chain order, after the (height, position) given."""
+        rows = self._db.execute(
+            "SELECT data FROM receipts WHERE (height, position) > (?, ?) ORDER BY height, position LIMIT ?",
+            (*after, limit),
+        )
+        return [decode_receipt(data) for (data,) in rows]
