@@ -406,6 +406,7 @@ def record_store(
     approval: consent_cli.Approval = None,
     emergency: consent_cli.EmergencyPolicy = None,
     tag: consent_cli.Tag = None,
+    consent: consent_cli.ConsentFile = None,
     acknowledge: Acknowledge = None,
     yes: Yes = False,
 ) -> None:
@@ -415,10 +416,10 @@ def record_store(
     certified for it in that week or later (`diptych record renew` seals anew).
 
     Examples: `diptych record store 3fa2….diptych` · `diptych record store r.diptych --policy 'private=role:doctor and org:st-mary'` ·
-    `diptych record store r.diptych --until 2027-01-01 --approval 'role:ethics-board' --emergency 'role:doctor and dept:emergency'`
+    `diptych record store r.diptych --until 2027-01-01 --approval 'role:ethics-board' --emergency 'role:doctor and dept:emergency'` ·
+    `diptych record store r.diptych --consent consent.json`
     """
-    terms = consent_cli.terms_of(Terms(), from_, until, uses, deny, approval, emergency)
-    policies = DEFAULT_POLICIES | pairs_of(policy or [], "--policy CLASS=POLICY")
+    given = pairs_of(policy or [], "--policy CLASS=POLICY")
     moved = pairs_of(access or [], "--access PART=CLASS")
     with context.open() as session:
         patient = Patient(session, agreeing(yes))
@@ -431,10 +432,14 @@ def record_store(
             label: moved.get(label) or moved.get(group_of(label)) or usual.access_of(label)
             for label in stored.labels
         }
+        rule = consent_cli.consent_rule(consent, session.home.sign.public, header.record)
+        written = {"shared": rule.policy} if rule else {}
+        base = Terms.of(rule) if rule else Terms()
+        terms = consent_cli.terms_of(base, from_, until, uses, deny, approval, emergency)
+        purposes = rule.purposes if rule and not purpose else purposes_of(purpose)
         tags = consent_cli.tags_of(tag) or ()
-        stored = patient.store(
-            header.record, classes, policies, purposes_of(purpose), terms, tags, acknowledge or ()
-        )
+        policies = DEFAULT_POLICIES | written | given
+        stored = patient.store(header.record, classes, policies, purposes, terms, tags, acknowledge or ())
         show_stored(stored)
 
 

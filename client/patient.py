@@ -50,6 +50,14 @@ def envelope_context(record: bytes, version: int, access: str, extract: bytes) -
     return encode((record, version, access, digest("extract", extract)))
 
 
+def _with_policies(stored: StoredRecord, policies: Mapping[str, str]) -> StoredRecord:
+    """The record with other policies for some of its classes; `PolicyError`, or `NotFound` for a class that it has not."""
+    if unknown := set(policies) - {name for name, _ in stored.policies}:
+        raise NotFound(f"the record has no access class {min(unknown)!r}")
+    changed = dict(stored.policies) | {name: str(parse(text)) for name, text in policies.items()}
+    return stored.with_parts(list(stored.parts), changed)
+
+
 def _with_terms(
     stored: StoredRecord, purposes: tuple[Purpose, ...], terms: Terms, tags: Sequence[bytes]
 ) -> StoredRecord:
@@ -175,12 +183,7 @@ class Patient:
     ) -> StoredRecord:
         """Change who may read classes of the record by re-encrypting keys alone (eqs. 20, 21)."""
         stored = self._stored(record)
-        if unknown := set(policies) - {name for name, _ in stored.policies}:
-            raise NotFound(f"the record has no access class {min(unknown)!r}")
-        changed = dict(stored.policies) | {name: str(parse(text)) for name, text in policies.items()}
-        return self._advance(
-            stored, stored.with_parts(list(stored.parts), changed), "rewrap", (), acknowledged
-        )
+        return self._advance(stored, _with_policies(stored, policies), "rewrap", (), acknowledged)
 
     def set_terms(
         self,
@@ -189,12 +192,13 @@ class Patient:
         terms: Terms | None = None,
         tags: Sequence[bytes] | None = None,
         acknowledged: Collection[str] = (),
+        policies: Mapping[str, str] | None = None,
     ) -> StoredRecord:
-        """Change the conditions of the rule, what is None staying as it is, by re-encrypting keys alone. `Malformed` if they make no rule,
-        `Conflict` if that changes nothing."""
+        """Change the conditions of the rule, and `policies` of classes with them, what is None staying as it is, by re-encrypting keys
+        alone. `Malformed` if they make no rule, `Conflict` if that changes nothing."""
         stored = self._stored(record)
         after = _with_terms(
-            stored,
+            _with_policies(stored, policies or {}),
             stored.purposes if purposes is None else purposes,
             stored.terms if terms is None else terms,
             stored.tags if tags is None else tags,

@@ -106,6 +106,8 @@ def verify(data: bytes, genesis: Genesis) -> list[Shown]:
         file = msgspec.json.decode(data, type=_File)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise Malformed(f"this is no proof file of a form that this program knows: {error}") from None
+    if msgspec.json.decode(msgspec.json.encode(file)) != msgspec.json.decode(data):
+        raise Malformed("a field is missing in the proof file")
     if (file.chain, file.genesis) != (genesis.chain_id, genesis.hash.hex()):
         raise Unauthentic(f"the proof is for the chain {file.chain} with another genesis than the one given")
     committees = [Committee(genesis)]

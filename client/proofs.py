@@ -1,6 +1,5 @@
 """The commands `diptych proof`: what a chain holds, in a file that proves itself to whoever has the genesis."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,7 @@ from rich.table import Table
 from client.command import ChainOption, context, hex_bytes, record_id
 from client.light import Proved, ProvedLog, ProvedReceipt
 from client.prooffile import MAX_FILE, Shown, export, fields, verify
-from client.terminal import Terminal
+from client.terminal import Terminal, time_text
 from configs.files import read, read_text, write
 from crypto.errors import Malformed
 from protocol.contract import Receipt, decode_record, log_key, record_key
@@ -18,7 +17,7 @@ from protocol.genesis import from_toml
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Proofs in a file, for a court or an auditor: who has access to a record, and everything that happened to it.",
+    help="Proofs in a file, for a court or an auditor: who may read a record, and everything that happened to it.",
 )
 
 
@@ -122,7 +121,7 @@ def _print(console: Terminal, found: list[Shown]) -> None:
                 for name, value in _details(shown.statement).items():
                     console.print(f"  {name:9} {value}")
         console.print(
-            f"  as of height {at.height} of {at.chain_id}, {_time(at.time_ms)}, signed by {', '.join(shown.signers)} (epoch {at.epoch})"
+            f"  as of height {at.height} of {at.chain_id}, {time_text(at.time_ms)}, signed by {', '.join(shown.signers)} (epoch {at.epoch})"
         )
 
 
@@ -132,10 +131,12 @@ def _print_receipts(console: Terminal, receipts: tuple[Receipt, ...]) -> None:
         decision = "allowed" if r.ok else "denied"
         place = f"{r.height}.{r.position}"
         table.add_row(
-            _time(r.time_ms), place, r.kind, r.sender.hex()[:16] + "…", r.purpose or "", decision, r.reason
+            time_text(r.time_ms),
+            place,
+            r.kind,
+            r.sender.hex()[:16] + "…",
+            r.purpose or "",
+            decision,
+            r.reason,
         )
     console.print(table)
-
-
-def _time(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -84,7 +84,7 @@ def test_what_was_said_to_another_cloud_or_long_ago_is_not_heard_here(world: Wor
     world.check_refused(record, old, "stale", reader)
 
 
-def test_somebody_on_the_wire_sees_no_address_and_no_part_in_the_answers_of_nodes_and_cloud(
+def test_somebody_on_the_wire_sees_no_part_and_no_key_of_one_in_what_people_and_cloud_say(
     world: World, record: bytes, wire: Proxy
 ):
     read(world, record)

@@ -5,9 +5,11 @@ proxies of other times, and rules that nobody satisfies.
 """
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -56,9 +58,11 @@ BLOCKS = Cluster()
 NURSE = SigningKey(bytes([16]) * 32)
 ROLES = {DOCTOR: "doctor", PATIENT: "patient", USER: "user", NURSE: "user", STRANGER: "patient"}
 RECORDS = [b"r" * 16, b"s" * 16]
+KEYS = {key.public: key for key in (*ROLES, AUTHORITY, CLOUD)}
 WHY = Emergency("unconscious", b"note")
 TAGS = [b"t" * 32, b"u" * 32]
 LATER = WALL0 + 10 * WEEK
+OPEN = Rule("role:user", ("research",), None, ())
 
 certified = st.sampled_from([*ROLES])
 anyone = st.sampled_from([*ROLES, AUTHORITY, CLOUD])
@@ -245,6 +249,55 @@ class Histories(RuleBasedStateMachine):
     def set_proxy(self, sender, proxy, powers, from_ms, until_ms) -> None:
         self.send(sender, SetProxy(proxy.public, powers, from_ms, until_ms))
 
+    @rule(data=st.data(), off=st.sampled_from([-1, 0]))
+    def tempt(self, data, off) -> None:
+        """Somebody tries what they should not, or at the very moment at which it begins or ceases to be allowed."""
+        time, sender, action = data.draw(st.sampled_from([*self.temptations()]))
+        if self.time < time + off <= LATER:
+            self.next_block(time + off - self.time)
+        self.send(sender, action)
+
+    def temptations(self) -> Iterator[tuple[int, SigningKey, Action]]:
+        model = self.model
+        for record, other in (RECORDS, RECORDS[::-1]):
+            yield 0, PATIENT, Erase(record, deletion(other))
+            if (known := model.records.get(record)) and known.status == "retired":
+                entry = sealed(GENESIS, record, known.version + 1, OPEN)
+                yield 0, PATIENT, Publish(record, known.version + 1, b"c" * 32, entry, OPEN)
+                yield 0, PATIENT, Retire(other, record)
+            if known and known.rule:
+                for moment in (known.rule.from_ms, known.rule.until_ms):
+                    yield moment or 0, USER, Request(record, "research")
+                for patient, proxy in model.proxies:
+                    for moment in model.proxies[patient, proxy][1:]:
+                        yield moment, KEYS[proxy], Request(record, "patient-request")
+        for key in model.revoked:
+            yield 0, AUTHORITY, Certify(credential(KEYS[key], "user", "org:lab", not_after_ms=2**62))
+        for asked in model.waiting.values():
+            yield asked.until, PATIENT, Decide(asked.tx, True)
+            yield asked.until, NURSE, Decide(asked.tx, True)
+        for asked in model.reviews.values():
+            yield 0, KEYS[asked.requester], Review(asked.tx, "justified")
+            yield 0, KEYS[asked.second or b""], Review(asked.tx, "justified")
+
+    @rule(record=records, given=open_rules, again=st.booleans())
+    def change_the_rule_and_ask(self, record, given, again) -> None:
+        known = self.model.records.get(record)
+        given = known.rule if known and known.rule and again else given
+        version = known.version + 1 if known else 1
+        entry = sealed(GENESIS, record, version, given)
+        self.send(PATIENT, Publish(record, version, b"c" * 32, entry, given))
+        for asked in [a for a in self.model.waiting.values() if a.record == record]:
+            self.send(PATIENT, Decide(asked.tx, True))
+        self.send(USER, Request(record, "research"))
+
+    @rule(
+        proxy=st.sampled_from([USER, NURSE]),
+        powers=st.sampled_from([("read",), ("decide",), ("decide", "read")]),
+    )
+    def name_a_proxy(self, proxy, powers) -> None:
+        self.send(PATIENT, SetProxy(proxy.public, powers, 0, self.time + HOUR))
+
     @invariant()
     def the_state_says_what_the_model_says(self) -> None:
         expected, found = self.model.view(), observe(self.state, self.state)
@@ -279,3 +332,11 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+
+class ManyHistories(Histories):
+    pass
+
+
+TestManyHistories = pytest.mark.campaign(ManyHistories.TestCase)
+TestManyHistories.settings = settings(max_examples=5000, stateful_step_count=60, deadline=None)
