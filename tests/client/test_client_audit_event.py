@@ -133,7 +133,9 @@ def test_ids_are_of_the_chain_and_the_whole_receipt() -> None:
 
 
 def test_the_clouds_word_on_a_deletion_is_told_too() -> None:
-    said = DeletionReceipt(b"q" * 32, ID, views=2, blobs=14, size=999, time_ms=0, signature=bytes(64))
+    said = DeletionReceipt(
+        b"q" * 32, ID, before=None, views=2, blobs=14, size=999, time_ms=0, signature=bytes(64)
+    )
     [line] = audit_events([], PATIENT, deletions=[(CLOUD.public, said)], form="ndjson").splitlines()
     found = json.loads(line)
     check(found, "AuditEvent")

@@ -1,6 +1,7 @@
 """The light client against nodes that lie: what it believes is what the chain has executed, and who lied is named."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -24,10 +25,11 @@ from light_world import (
 )
 
 from crypto.codec import encode
-from crypto.errors import Denied, NotFound, Unavailable
+from crypto.errors import Denied, NotFound, Unauthentic, Unavailable
 from crypto.sign import SigningKey
 from protocol.checkpoint import SignedCheckpoint
-from protocol.contract import decode_record, person_key, record_key
+from protocol.contract import Person, decode_record, person_key, record_key
+from protocol.identity import Credential, SignedCredential
 from protocol.state_tree import decode_proved_value
 from protocol.tx import Request, decode_tx
 
@@ -100,6 +102,15 @@ def test_a_node_that_hides_a_revocation_is_named(world):
     world.members[2].lie = only(STATE, lambda path: old.answer(2, path.replace(f"from={HEIGHT}", "from=0")))
     assert world.client.verified_person(USER.public).is_revoked
     assert world.named() == {"n2"}
+
+
+def test_even_all_nodes_together_certify_nobody(world, monkeypatch):
+    """They sign for a state in which somebody has a credential that the authority never gave."""
+    credential = Credential(STRANGER.public, "user", ("role:user",), bytes(32), None, 0, 2**60)
+    forged = encode(Person(SignedCredential.issue(credential, STRANGER), False))
+    monkeypatch.setattr(world.client, "verified_state", lambda key: SimpleNamespace(key=key, value=forged))
+    with pytest.raises(Unauthentic):
+        world.client.credential(STRANGER.public)
 
 
 def test_a_node_that_is_behind_is_no_liar(world):

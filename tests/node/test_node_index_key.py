@@ -19,6 +19,7 @@ from protocol.genesis import Member
 from protocol.index_key import DEALING_MS, get_key, open_resharing, run_of
 from protocol.tx import Close, Deal, Judge, decode_tx
 from tests.dealer import dishonest, share_key, share_point
+from tests.ledger_state import change
 from tests.memory_state import MemoryState
 from tests.simulation.cluster import WALL0, make_genesis
 
@@ -343,7 +344,7 @@ async def test_daemons_reshare_the_key_and_go_on_with_the_new_shares(world):
     await world.stop()
     for i in range(4):
         ledger = Ledger(world.data(i), world.genesis)
-        open_resharing(ledger, world.genesis, world.genesis.members, 3)
+        change(ledger, lambda state: open_resharing(state, world.genesis, world.genesis.members, 3))
         ledger.close()
     await world.start()
     await world.until(lambda: all(n.holder.status.get("round") == 1 for n in world.nodes.values()))

@@ -39,6 +39,7 @@ from protocol.tx import (
     decode_tx,
 )
 from tests.dealer import deal, sealed
+from tests.ledger_state import deal_into
 from tests.memory_state import MemoryState
 from tests.protocol.contract_model import HOUR, POLICIES, TEN_MINUTES, WEEK, Model, observe
 from tests.protocol.contract_world import (
@@ -313,12 +314,10 @@ class Histories(RuleBasedStateMachine):
                 (Path(folder) / name).mkdir()
                 ledger = Ledger(Path(folder) / name, GENESIS)
                 try:
-                    dealt = MemoryState()
-                    deal(GENESIS, dealt)
-                    ledger.write(dealt)
+                    deal_into(ledger, GENESIS)
                     receipts = [receipt for blocks in portions for receipt in ledger.execute(blocks)]
                     assert receipts == self.receipts
-                    heads.append(ledger.head())
+                    heads.append((ledger.head(), ledger.roots(ledger.head()[0])))
                     states.append({key: ledger.get(key) for key in self.state})
                     for record in RECORDS:
                         log = ledger.record_log(record, (0, 0), 10_000)

@@ -30,7 +30,7 @@ import configs
 import crypto
 import node
 import protocol
-from client import audit, doctor, enrolment, erasure, home, members, patient, reader
+from client import audit, batch, doctor, enrolment, erasure, home, members, patient, prooffile, reader
 from client import stored as homes
 from crypto import ces, dkg, keyfile, parts, schemes
 from crypto.ceas import part_set
@@ -38,7 +38,20 @@ from crypto.codec import Decoder, encode
 from crypto.errors import DiptychError, Malformed
 from crypto.seal import SealKey
 from crypto.sign import SigningKey
-from protocol import block, ceremony, contract, epochs, evidence, identity, index_key, merkle, record, tx
+from protocol import (
+    block,
+    ceremony,
+    checkpoint,
+    contract,
+    epochs,
+    evidence,
+    identity,
+    index_key,
+    merkle,
+    record,
+    state_tree,
+    tx,
+)
 from protocol import genesis as genesis_file
 from protocol.block import Certificate, Committee, Header, Vote
 from protocol.genesis import Genesis, Member
@@ -325,6 +338,51 @@ def release() -> identity.Release:
     )
 
 
+def the_checkpoint() -> checkpoint.Checkpoint:
+    header = a_block().header
+    root = contract.next_root_over(GENESIS.hash, header.id, merkle.root(receipts()))
+    return checkpoint.Checkpoint(
+        GENESIS.chain_id, 0, header.height, header.id, header.time_ms, root, the_proof().root(b"k", b"v")
+    )
+
+
+def receipts() -> list[bytes]:
+    """Of the two transactions of the block."""
+    second = msgspec.structs.replace(receipt(), tx=transaction("change of members").id, position=1)
+    return [encode(receipt()), encode(second)]
+
+
+def the_proof() -> state_tree.StateProof:
+    """Of a state that holds v under k and nothing else."""
+    hashed = state_tree.key_hash(b"k")
+    bucket = state_tree.changed(b"", {hashed: state_tree.value_hash(b"v")})
+    number = state_tree.bucket_of(hashed)
+    tree = state_tree.StateTree([(number, state_tree.bucket_hash(bucket))])
+    return state_tree.StateProof(bucket, tree.siblings(number))
+
+
+def signed_checkpoint() -> checkpoint.SignedCheckpoint:
+    made = checkpoint.SignedCheckpoint.make
+    return checkpoint.SignedCheckpoint.join(
+        made(the_checkpoint(), place, KEYS[f"member-{place}"]) for place in range(3)
+    )
+
+
+def receipt_proof() -> checkpoint.ReceiptProof:
+    block_ = a_block()
+    final = certificate("finalize", 65, block_.header.id)
+    return checkpoint.ReceiptProof(
+        receipt(),
+        merkle.proof(receipts(), 0),
+        GENESIS.hash,
+        block_.header,
+        (),
+        final,
+        block_.txs[0],
+        merkle.proof(block_.txs, 0),
+    )
+
+
 def receipt() -> contract.Receipt:
     made = transaction("request")
     return contract.Receipt(
@@ -494,6 +552,14 @@ def objects() -> Iterator[
         NOW,
         NOW + contract.WAITING_LIFETIME_MS,
     )
+    yield "header", prooffile._decode_header, lambda: a_block().header, {}
+    yield "checkpoint", prooffile._decode_checkpoint, the_checkpoint, {}
+    yield "signed checkpoint", checkpoint.decode_signed_checkpoint, signed_checkpoint, {}
+    yield "receipt proof", checkpoint.decode_receipt_proof, receipt_proof, {}
+    shown = state_tree.ProvedValue(1, b"v", the_proof())
+    yield "proved value", state_tree.decode_proved_value, lambda: shown, {}
+    imported = batch.Import(REQUEST, RECORD, VIEW.patient, filled("header", 32), PART)
+    yield "batch import", batch._decode_import, lambda: imported, {}
     yield "waiting request", contract.decode_pending, lambda: waiting, {}
     proxy = contract.Proxy(VIEW.patient, KEYS["user"].public, ("decide",), NOW, NOW + 86_400_000)
     yield "proxy", contract.decode_proxy, lambda: proxy, {}
@@ -627,7 +693,7 @@ NAMED = {
     if decoder and decoder.known and name in BYTES
 }
 """The objects whose decoders know their suites."""
-BY_GENESIS = {"vote", "certificate", "members"}
+BY_GENESIS = {"vote", "certificate", "members", "header"}
 """Nested in what names a suite, or rows of a database that begins with the hash of a genesis."""
 
 
@@ -667,6 +733,7 @@ def test_hashes_and_signatures_hold_for_other_libraries():
         *(
             "credential",
             "ces",
+            "checkpoint",
             "cloud-log",
             "cloud-log-request",
             "delete",
@@ -694,6 +761,10 @@ def test_the_known_objects_hold_for_those_who_receive_them():
     keys = tuple(member.key for member in GENESIS.members)
     assert identity.decode_release(BYTES["release"]).is_signed(keys)
     assert index_key.decode_signed_index_key(BYTES["signed index key"]).is_signed(GENESIS, keys)
+    believed = checkpoint.decode_signed_checkpoint(BYTES["signed checkpoint"]).verify(COMMITTEE)
+    checkpoint.decode_receipt_proof(BYTES["receipt proof"]).verify(believed, COMMITTEE)
+    shown = state_tree.decode_proved_value(BYTES["proved value"])
+    assert shown.proof.root(b"k", shown.value) == believed.state_root
     asked = record.decode_download(BYTES["download"])
     asked.verify()
     asked.body.index.verify(KEYS["patient"].public)
@@ -771,6 +842,8 @@ def test_a_name_that_is_none_is_not_repeated():
 # --- nothing is forgotten
 
 PLAIN = {
+    "client.fhir.consent._decode_rule": "a rule, as it stands in what publishes it",
+    "client.find_cli._decode_place": "two numbers that a home remembers",
     "configs.members._decode_handovers": "a list of encoded handovers",
     "node.api.decode_batch": "a list of encoded transactions",
     "node.daemon.decode_batch": "a list of encoded transactions",
