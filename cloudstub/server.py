@@ -291,9 +291,8 @@ class _Cloud:
         body, now = download.body, self._config.clock()
         view = await self._store.view(body.index.address)
         patient, record = (view.patient, view.record) if view else await self._subject(body.index)
-        body.index.verify(
-            patient
-        )  # from here on the sender has the patient's word, and all they try goes into the record's log
+        body.index.verify(patient)
+        # From here on the sender has the patient's word, and all they try goes into the record's log.
         entry = _entry(body, now)
         try:
             self._check_meant(body.cloud, body.time_ms)

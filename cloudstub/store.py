@@ -39,7 +39,7 @@ import aiosqlite
 import msgspec
 
 from crypto.codec import encode
-from crypto.errors import Conflict, Denied, Unauthentic, Unavailable
+from crypto.errors import Conflict, Denied, NotFound, Unauthentic, Unavailable
 from protocol.record import (
     BlobRef,
     CloudEntry,
@@ -244,11 +244,11 @@ class BlobStore:
         self, patient: bytes, record: bytes, entry: CloudEntry, nonce: bytes, expires_ms: int
     ) -> bool:
         """Spend the nonce of a request that is served now and list it in the record's log, durably; False if the nonce was
-        spent before."""
+        spent before. `NotFound` if the record was deleted meanwhile: nothing is written about it any more."""
         return await asyncio.shield(self._admit(patient, record, entry, nonce, expires_ms))
 
     async def refuse(self, patient: bytes, record: bytes, entry: CloudEntry) -> None:
-        """List a refusal in the record's log, or count it where too many are listed already."""
+        """List a refusal in the record's log, or count it where too many are listed already; not for a deleted record."""
         await asyncio.shield(self._refuse(patient, record, entry))
 
     async def log_page(
@@ -403,6 +403,8 @@ class BlobStore:
         self, patient: bytes, record: bytes, entry: CloudEntry, nonce: bytes, expires_ms: int
     ) -> bool:
         async with self._transaction() as db:
+            if not await self._has(db, patient, record):
+                raise NotFound("the record was deleted meanwhile", "unknown-address")
             if not await self._spend(db, entry.requester, nonce, expires_ms, entry.time_ms):
                 return False
             await self._append(db, patient, record, entry, await self._log_row(db, patient, record))
@@ -410,6 +412,8 @@ class BlobStore:
 
     async def _refuse(self, patient: bytes, record: bytes, entry: CloudEntry) -> None:
         async with self._transaction() as db:
+            if not await self._has(db, patient, record):
+                return
             count, head, hour_ms, refused, unlisted = await self._log_row(db, patient, record)
             if entry.time_ms >= hour_ms + HOUR_MS:
                 hour_ms, refused = entry.time_ms, 0
@@ -477,6 +481,10 @@ class BlobStore:
         if await self._select(db, "SELECT 1 FROM erased WHERE name = ?", name):
             raise Conflict("the record was erased for good; nothing is stored under its id again", "erased")
         return bool(rows)
+
+    async def _has(self, db: aiosqlite.Connection, patient: bytes, record: bytes) -> bool:
+        sql = "SELECT 1 FROM holding WHERE patient = ? AND record = ? LIMIT 1"
+        return bool(await self._select(db, sql, patient, record))
 
     async def _holds(self, db: aiosqlite.Connection, patient: bytes, record: bytes, ref: BlobRef) -> bool:
         sql = "SELECT 1 FROM holding WHERE patient = ? AND record = ? AND hash = ?"

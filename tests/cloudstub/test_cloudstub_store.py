@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloudstub.store import BlobStore, OverQuota, Quota, read_chunk, read_whole
-from crypto.errors import Conflict, Unauthentic, Unavailable
-from protocol.record import BlobRef
+from crypto.errors import Conflict, NotFound, Unauthentic, Unavailable
+from protocol.record import BlobRef, CloudEntry
 
 PLENTY = Quota()
 
@@ -224,3 +224,18 @@ async def test_a_blob_that_rotted_on_disk_is_not_passed_off_as_good(folder: Path
             read_whole(store.path(ref.hash), ref)
         await put(store, record)
         assert read_whole(store.path(ref.hash), ref) == record.blobs[ref.hash]
+
+
+async def test_a_request_that_meets_a_deletion_writes_nothing_about_the_record_any_more(folder: Path):
+    record = make_record()
+    name, entry = record.views[0].record, CloudEntry(NOW, "c", 1, bytes(32), None, None, 0, "served", 0)
+    async with BlobStore(folder) as store:
+        await put(store, record)
+        assert await store.admit(PATIENT.public, name, entry, os.urandom(16), NOW)
+        await store.refuse(PATIENT.public, name, entry)
+        assert (rows(folder, "entry"), rows(folder, "log")) == (2, 1)
+        await store.delete(PATIENT.public, name, None, NOW)
+        with pytest.raises(NotFound):
+            await store.admit(PATIENT.public, name, entry, os.urandom(16), NOW)
+        await store.refuse(PATIENT.public, name, entry)
+    assert (rows(folder, "entry"), rows(folder, "log")) == (0, 0)
