@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from client import audit, consent_cli, find_cli, lint_cli, proofs
+from client import audit, batch_cli, consent_cli, find_cli, lint_cli, proofs
 from client.command import (
     DEFAULT_HOME,
     EXIT_CODES,
@@ -23,6 +23,7 @@ from client.command import (
     RecordId,
     Yes,
     agreeing,
+    cloud_fields,
     context,
     hex_bytes,
     pairs_of,
@@ -84,6 +85,7 @@ record_app.add_typer(find_cli.record_app)
 app.add_typer(find_cli.app)
 app.add_typer(proofs.app, name="proof")
 record_app.add_typer(lint_cli.app)
+app.add_typer(batch_cli.app, name="batch")
 
 
 @app.callback()
@@ -405,6 +407,7 @@ def record_store(
     approval: consent_cli.Approval = None,
     emergency: consent_cli.EmergencyPolicy = None,
     tag: consent_cli.Tag = None,
+    consent: consent_cli.ConsentFile = None,
     acknowledge: Acknowledge = None,
     yes: Yes = False,
 ) -> None:
@@ -414,10 +417,10 @@ def record_store(
     certified for it in that week or later (`diptych record renew` seals anew).
 
     Examples: `diptych record store 3fa2….diptych` · `diptych record store r.diptych --policy 'private=role:doctor and org:st-mary'` ·
-    `diptych record store r.diptych --until 2027-01-01 --approval 'role:ethics-board' --emergency 'role:doctor and dept:emergency'`
+    `diptych record store r.diptych --until 2027-01-01 --approval 'role:ethics-board' --emergency 'role:doctor and dept:emergency'` ·
+    `diptych record store r.diptych --consent consent.json`
     """
-    terms = consent_cli.terms_of(Terms(), from_, until, uses, deny, approval, emergency)
-    policies = DEFAULT_POLICIES | pairs_of(policy or [], "--policy CLASS=POLICY")
+    given = pairs_of(policy or [], "--policy CLASS=POLICY")
     moved = pairs_of(access or [], "--access PART=CLASS")
     with context.open() as session:
         patient = Patient(session, agreeing(yes))
@@ -430,10 +433,14 @@ def record_store(
             label: moved.get(label) or moved.get(group_of(label)) or usual.access_of(label)
             for label in stored.labels
         }
+        rule = consent_cli.consent_rule(consent, session.home.sign.public, header.record)
+        written = {"shared": rule.policy} if rule else {}
+        base = Terms.of(rule) if rule else Terms()
+        terms = consent_cli.terms_of(base, from_, until, uses, deny, approval, emergency)
+        purposes = rule.purposes if rule and not purpose else purposes_of(purpose)
         tags = consent_cli.tags_of(tag) or ()
-        stored = patient.store(
-            header.record, classes, policies, purposes_of(purpose), terms, tags, acknowledge or ()
-        )
+        policies = DEFAULT_POLICIES | written | given
+        stored = patient.store(header.record, classes, policies, purposes, terms, tags, acknowledge or ())
         show_stored(stored)
 
 
@@ -528,10 +535,17 @@ def record_renew(
 
 @record_app.command("log")
 def record_log(record: RecordId) -> None:
-    """The record's log from both chains: every version, request, decision and review; allowed, denied or waiting, and why."""
+    """The record's log: every version, request, decision and review on both chains, and, for its patient, every download that the cloud
+    has served or refused. Allowed, denied or waiting, and why.
+    """
     with context.open() as session:
-        entries = Patient(session).log(record_id(record))
-    rows = [{"chain": kind, **receipt_fields(receipt)} for kind, receipt in entries]
+        patient, wanted = Patient(session), record_id(record)
+        entries: list[tuple[int, dict[str, Any]]] = [
+            (receipt.time_ms, {"chain": kind, **receipt_fields(receipt)})
+            for kind, receipt in patient.log(wanted)
+        ]
+        entries += [(entry.time_ms, cloud_fields(entry, record)) for entry in patient.cloud_log(wanted)]
+    rows = [row for _, row in sorted(entries, key=lambda e: e[0])]
     columns = ("time", "chain", "kind", "sender", "purpose", "decision", "reason")
     context.show(rows, lambda c: c.print(table(rows, *columns)))
 

@@ -37,7 +37,7 @@ from crypto.tdh2 import encrypt
 from protocol.contract import Proxy, Receipt
 from protocol.identity import ChainKind, Purpose
 from protocol.index_key import index_label
-from protocol.record import BlobRef, Envelope, Index, SealedPart, Upload, UploadBody, View, digest
+from protocol.record import BlobRef, CloudEntry, Envelope, Index, SealedPart, Upload, UploadBody, View, digest
 from protocol.tx import Power, Publish, Retire, SetProxy
 
 NO_TERMS = Terms()
@@ -48,6 +48,14 @@ Agree = Callable[[Consequences], None]
 def envelope_context(record: bytes, version: int, access: str, extract: bytes) -> bytes:
     """What binds a class key and its wraps to their place and to the encoded extracted signature beside them."""
     return encode((record, version, access, digest("extract", extract)))
+
+
+def _with_policies(stored: StoredRecord, policies: Mapping[str, str]) -> StoredRecord:
+    """The record with other policies for some of its classes; `PolicyError`, or `NotFound` for a class that it has not."""
+    if unknown := set(policies) - {name for name, _ in stored.policies}:
+        raise NotFound(f"the record has no access class {min(unknown)!r}")
+    changed = dict(stored.policies) | {name: str(parse(text)) for name, text in policies.items()}
+    return stored.with_parts(list(stored.parts), changed)
 
 
 def _with_terms(
@@ -175,12 +183,7 @@ class Patient:
     ) -> StoredRecord:
         """Change who may read classes of the record by re-encrypting keys alone (eqs. 20, 21)."""
         stored = self._stored(record)
-        if unknown := set(policies) - {name for name, _ in stored.policies}:
-            raise NotFound(f"the record has no access class {min(unknown)!r}")
-        changed = dict(stored.policies) | {name: str(parse(text)) for name, text in policies.items()}
-        return self._advance(
-            stored, stored.with_parts(list(stored.parts), changed), "rewrap", (), acknowledged
-        )
+        return self._advance(stored, _with_policies(stored, policies), "rewrap", (), acknowledged)
 
     def set_terms(
         self,
@@ -189,12 +192,13 @@ class Patient:
         terms: Terms | None = None,
         tags: Sequence[bytes] | None = None,
         acknowledged: Collection[str] = (),
+        policies: Mapping[str, str] | None = None,
     ) -> StoredRecord:
-        """Change the conditions of the rule, what is None staying as it is, by re-encrypting keys alone. `Malformed` if they make no rule,
-        `Conflict` if that changes nothing."""
+        """Change the conditions of the rule, and `policies` of classes with them, what is None staying as it is, by re-encrypting keys
+        alone. `Malformed` if they make no rule, `Conflict` if that changes nothing."""
         stored = self._stored(record)
         after = _with_terms(
-            stored,
+            _with_policies(stored, policies or {}),
             stored.purposes if purposes is None else purposes,
             stored.terms if terms is None else terms,
             stored.tags if tags is None else tags,
@@ -204,8 +208,7 @@ class Patient:
         return self._advance(stored, after, "rewrap", (), acknowledged)
 
     def rekey(self, record: bytes, names: Sequence[str] = ()) -> StoredRecord:
-        """Encrypt parts or groups, by default all, under new keys, upload the new ciphertexts with the new version, and have the cloud
-        delete what only older versions need."""
+        """Encrypt parts or groups, by default all, under new keys, and upload the new ciphertexts with the new version."""
         stored = self._stored(record)
         indices = sorted({i for name in names for i in stored.indices_of(name)}) or range(len(stored.parts))
         messages, parts, blobs = stored.record.messages, list(stored.parts), []
@@ -252,8 +255,9 @@ class Patient:
         return stored
 
     def _check_own(self, kind: ChainKind, record: bytes) -> None:
-        if self._session.chains[kind].verified_record(record).patient != self._home.sign.public:
-            raise Denied("a record is replaced by another one of yours alone; this one is somebody else's")
+        other = self._session.chains[kind].verified_record(record)
+        if other.patient != self._home.sign.public or other.status == "retired":
+            raise Denied("a record is replaced by another live one of yours alone; this one is not")
 
     def _retire(self, kind: ChainKind, action: Retire) -> None:
         chain = self._session.chains[kind]
@@ -302,6 +306,16 @@ class Patient:
             (entry for chain in found for entry in chain),
             key=lambda e: (e[1].time_ms, e[1].height, e[1].position),
         )
+
+    def cloud_log(self, record: bytes) -> list[CloudEntry]:
+        """Every download of the record that the cloud has served or refused, oldest first; nothing for who is not its patient, or where
+        the cloud holds nothing of it."""
+        if not self._home.has(f"record-{record.hex()}"):
+            return []
+        try:
+            return self._session.cloud.access_log(record, self._home.sign)
+        except NotFound:
+            return []
 
     def resume(self, record: bytes) -> StoredRecord | None:
         """Finish a version that was interrupted; None if there is none."""

@@ -10,7 +10,7 @@ from client.fhir import PRIVATE, group_of, named
 from crypto import ces
 from crypto.codec import Bytes32, Decoder, Short, UInt, Wire
 from crypto.epoch import in_week
-from crypto.errors import NotFound
+from crypto.errors import Malformed, NotFound
 from crypto.policy import either, parse
 from protocol.contract import Proxy
 from protocol.identity import ChainKind, Purpose, key_attribute
@@ -38,6 +38,10 @@ class Terms(Wire, frozen=True):
     deny: Annotated[tuple[Bytes32, ...], msgspec.Meta(max_length=256)] = ()
     approval: PolicyText | None = None
     emergency: PolicyText | None = None
+
+    @classmethod
+    def of(cls, rule: Rule) -> "Terms":
+        return cls(rule.from_ms, rule.until_ms, rule.uses, rule.deny, rule.approval, rule.emergency)
 
 
 class StoredRecord(Wire, frozen=True, tag="stored-record/1"):
@@ -72,6 +76,16 @@ class StoredRecord(Wire, frozen=True, tag="stored-record/1"):
     @property
     def labels(self) -> list[str]:
         return [part.label for part in self.record.parts]
+
+    @property
+    def shared_class(self) -> str:
+        """The one class beside the private one; `Malformed` if there are more, each with a policy of its own."""
+        names = [name for name, _ in self.policies if name != PRIVATE]
+        if len(names) != 1:
+            raise Malformed(
+                f"the record has the shared classes {', '.join(names)}, and a Consent names one policy; use record policy and record rule"
+            )
+        return names[0]
 
     def labels_in(self, access: str) -> list[str]:
         return [label for label, part in zip(self.labels, self.parts, strict=True) if part.access == access]

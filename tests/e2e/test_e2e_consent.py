@@ -117,6 +117,13 @@ def test_two_people_break_the_glass_the_patient_is_told_and_reviews_it(diptych, 
     assert set(opened.parts) == set(stored.labels_in("shared"))
     (review,) = [t for t in diptych("patient", "access", "pending") if t["record"] == record]
     assert review["waits_for"] == "your review"
+    both = (cast.medic.home.sign.public.hex(), cast.second.home.sign.public.hex())
+    assert (review["requester"], review["second"]) == both
+    downloads = [e for e in diptych("patient", "record", "log", record) if e["chain"] == "cloud"]
+    assert downloads, "what the cloud has served stands beside it"
+    assert {(e["sender"], e["purpose"], e["decision"]) for e in downloads} == {
+        (both[0], "emergency", "allowed")
+    }
     assert diptych("patient", "access", "review", asked["tx"], "contested")["code"] == "reviewed"
     assert [t for t in diptych("patient", "access", "pending") if t["record"] == record] == []
     refused = diptych("researcher", "access", "emergency", record, *words, code=5)
@@ -167,6 +174,29 @@ def test_a_rule_changes_by_command_and_is_warned_of_if_nobody_satisfies_it(dipty
     assert "nobody certified on this chain satisfies" in said
     assert run(*home, *change, "--yes").stdout
     assert diptych("researcher", "record", "request", record, code=5)["code"] == "policy-not-met"
+
+
+def test_a_rule_is_written_and_read_as_a_fhir_consent_and_its_log_as_audit_events(
+    diptych, run, store, cast, tmp_path
+):
+    record, file = store(TERMS), tmp_path / "consent.json"
+    home = ("-m", "client", "--home", cast.patient.home.path)
+    run(*home, "record", "consent", record, "--out", file)
+    consent = json.loads(file.read_text())
+    assert (consent["resourceType"], consent["status"]) == ("Consent", "active")
+    assert (
+        "this very rule" in diptych("patient", "record", "rule", record, "--consent", file, code=8)["message"]
+    )
+    changed = diptych("patient", "record", "rule", record, "--approval", "none", "--until", "2090-01-01")
+    assert changed["approval"] is None
+    back = diptych("patient", "record", "rule", record, "--consent", file)
+    assert (back["approval"], back["until"], back["policies"]) == ("role:board", None, changed["policies"])
+    other = store()
+    wrong = diptych("patient", "record", "rule", other, "--consent", file, code=3)
+    assert "other data than this record" in wrong["message"]
+    events = json.loads(run(*home, "record", "audit-events", record).stdout)["entry"]
+    assert {e["resource"]["resourceType"] for e in events} == {"AuditEvent"}
+    assert len(events) == 2 * 4, "on each chain attested, and three versions"
 
 
 def test_after_new_keys_readers_read_on_and_the_cloud_has_no_old_ciphertext(
