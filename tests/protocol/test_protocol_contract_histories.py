@@ -1,4 +1,4 @@
-"""Random histories of the contract, against the model: the same receipts, the same state, and two nodes that agree on the root.
+"""Random histories of the contract, against the model: the same receipts, the same state, and two nodes that agree on both roots.
 
 The histories hold what anyone might send: by the wrong people, in the wrong order, for records that are gone, with credentials, rules and
 proxies of other times, and rules that nobody satisfies.
@@ -39,6 +39,7 @@ from protocol.tx import (
     decode_tx,
 )
 from tests.dealer import deal, sealed
+from tests.ledger_state import deal_into
 from tests.memory_state import MemoryState
 from tests.protocol.contract_model import HOUR, POLICIES, TEN_MINUTES, WEEK, Model, observe
 from tests.protocol.contract_world import (
@@ -261,6 +262,7 @@ class Histories(RuleBasedStateMachine):
         model = self.model
         for record, other in (RECORDS, RECORDS[::-1]):
             yield 0, PATIENT, Erase(record, deletion(other))
+            yield 0, PATIENT, Erase(record, deletion(record, before=1))
             if (known := model.records.get(record)) and known.status == "retired":
                 entry = sealed(GENESIS, record, known.version + 1, OPEN)
                 yield 0, PATIENT, Publish(record, known.version + 1, b"c" * 32, entry, OPEN)
@@ -305,7 +307,8 @@ class Histories(RuleBasedStateMachine):
             assert found[name] == facts, name
 
     def teardown(self) -> None:
-        """Two nodes execute it all, one block by block and one all at once, and both agree with what was seen before."""
+        """Two nodes execute it all, one block by block and one all at once: both agree with what was seen before, and on the roots of
+        receipts and state at every height."""
         self.next_block(0)
         with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
             heads, states = [], []
@@ -313,12 +316,10 @@ class Histories(RuleBasedStateMachine):
                 (Path(folder) / name).mkdir()
                 ledger = Ledger(Path(folder) / name, GENESIS)
                 try:
-                    dealt = MemoryState()
-                    deal(GENESIS, dealt)
-                    ledger.write(dealt)
+                    deal_into(ledger, GENESIS)
                     receipts = [receipt for blocks in portions for receipt in ledger.execute(blocks)]
                     assert receipts == self.receipts
-                    heads.append(ledger.head())
+                    heads.append([ledger.roots(height) for height in range(len(self.blocks) + 1)])
                     states.append({key: ledger.get(key) for key in self.state})
                     for record in RECORDS:
                         log = ledger.record_log(record, (0, 0), 10_000)
