@@ -1,4 +1,6 @@
-"""A node's ledger to which the index key has been dealt before the first block."""
+"""A node's ledger whose state is changed as no block did, such as by dealing it the index key before the first one."""
+
+from collections.abc import Mapping
 
 from node.ledger import Ledger, _Buckets
 from protocol.genesis import Genesis
@@ -9,8 +11,14 @@ from tests.memory_state import MemoryState
 def deal_into(ledger: Ledger, genesis: Genesis) -> None:
     """Leave the index key in the state at genesis, unless there is one."""
     if ledger.get(b"index-key") is None:
-        dealt, buckets = MemoryState(), _Buckets(ledger)
+        dealt = MemoryState()
         deal(genesis, dealt)
-        root = buckets.put(dealt)
-        ledger._save(dealt, buckets.changed)
-        ledger._db.execute("UPDATE executed SET state = ?", (root,))
+        write_into(ledger, dealt)
+
+
+def write_into(ledger: Ledger, changes: Mapping[bytes, bytes | None]) -> None:
+    """Change the state at the height executed so far, as no block did."""
+    buckets = _Buckets(ledger)
+    root = buckets.put(changes)
+    ledger._save(changes, buckets.changed)
+    ledger._db.execute("UPDATE executed SET state = ? WHERE height = ?", (root, ledger.head()[0]))
