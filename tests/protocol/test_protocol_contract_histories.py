@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -333,11 +332,3 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
-
-
-class ManyHistories(Histories):
-    pass
-
-
-TestManyHistories = pytest.mark.campaign(ManyHistories.TestCase)
-TestManyHistories.settings = settings(max_examples=5000, stateful_step_count=60, deadline=None)
