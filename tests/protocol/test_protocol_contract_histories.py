@@ -331,4 +331,4 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestHistories.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
