@@ -1,23 +1,24 @@
-"""Changes to a node's ledger that no block makes, such as the index key dealt before the first one."""
+"""A node's ledger whose state is changed as no block did, such as by dealing it the index key before the first one."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
-from node.ledger import Ledger, _Buckets, _Changes
+from node.ledger import Ledger, _Buckets
 from protocol.genesis import Genesis
-from protocol.state import State
 from tests.dealer import deal
-
-
-def change(ledger: Ledger, make: Callable[[State], None]) -> None:
-    """What `make` does to the state, as if it had always been so."""
-    changes, buckets = _Changes(ledger), _Buckets(ledger)
-    make(changes)
-    root = buckets.put(changes.written)
-    ledger._save(changes.written, buckets.changed)
-    ledger._db.execute("UPDATE executed SET state = ?", (root,))
+from tests.memory_state import MemoryState
 
 
 def deal_into(ledger: Ledger, genesis: Genesis) -> None:
     """Leave the index key in the state at genesis, unless there is one."""
     if ledger.get(b"index-key") is None:
-        change(ledger, lambda state: deal(genesis, state))
+        dealt = MemoryState()
+        deal(genesis, dealt)
+        write_into(ledger, dealt)
+
+
+def write_into(ledger: Ledger, changes: Mapping[bytes, bytes | None]) -> None:
+    """Change the state at the height executed so far, as no block did."""
+    buckets = _Buckets(ledger)
+    root = buckets.put(changes)
+    ledger._save(changes, buckets.changed)
+    ledger._db.execute("UPDATE executed SET state = ? WHERE height = ?", (root, ledger.head()[0]))

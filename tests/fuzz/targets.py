@@ -111,7 +111,9 @@ def life() -> list[tx.Tx]:
         "role:user", ("research",), NOW + 10**6, (), NOW, 2, "role:doctor", "role:doctor or role:user"
     )
     entry = sealed(GENESIS, RECORD, 1, rule)
-    delete = record.Delete.make(record.DeleteBody(PATIENT.public, OTHER, NOW, bytes(16)), PATIENT)
+    delete = record.Delete.make(
+        record.DeleteBody(AUTHORITY.public, PATIENT.public, OTHER, None, NOW, bytes(16)), PATIENT
+    )
     gone = encode(record.DeletionReceipt.make(delete, 1, 2, 3, NOW, AUTHORITY))
     asked = _signed(90, USER, tx.Request(RECORD, "research"))
     broken = _signed(91, USER, tx.Request(RECORD, "emergency", tx.Emergency("unconscious", b"sealed note")))

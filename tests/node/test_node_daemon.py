@@ -388,7 +388,8 @@ async def test_an_allowed_request_opens_the_index_and_yields_a_ticket_of_a_quoru
         == USER.public
     )
     log = (await world.get(1, f"/v1/record/{RECORD.hex()}/log")).json()
-    assert [(r["code"], r["purpose"]) for r in log["receipts"]] == [("allowed", "research")]
+    story = [("attested", None), ("published", None), ("allowed", "research")]
+    assert [(r["code"], r["purpose"]) for r in log["receipts"]] == story
 
 
 async def test_a_refused_request_opens_nothing_and_stands_in_the_log_with_its_reason(world):
@@ -400,7 +401,8 @@ async def test_a_refused_request_opens_nothing_and_stands_in_the_log_with_its_re
     for i in world.nodes:
         is_problem(await world.get(i, f"/v1/release/{refused.tx.hex()}"), 403, "not open for payment")
     log = (await world.get(2, f"/v1/record/{RECORD.hex()}/log")).json()
-    assert [(r["ok"], r["code"]) for r in log["receipts"]] == [(False, "wrong-purpose")]
+    story = [(True, "attested"), (True, "published"), (False, "wrong-purpose")]
+    assert [(r["ok"], r["code"]) for r in log["receipts"]] == story
 
 
 async def test_a_grant_ends_when_the_authority_revokes_its_requester(world):

@@ -12,14 +12,14 @@ from crypto.group import random_scalar
 from crypto.sign import SigningKey
 from node import index_key as node_index_key
 from node.index_key import CLOSE_LIFETIME_MS, TX_LIFETIME_MS, Holder
-from node.ledger import Ledger
+from node.ledger import Ledger, _Changes
 from protocol import index_key
 from protocol.contract import Receipt, apply
 from protocol.genesis import Member
 from protocol.index_key import DEALING_MS, get_key, open_resharing, run_of
 from protocol.tx import Close, Deal, Judge, decode_tx
 from tests.dealer import dishonest, share_key, share_point
-from tests.ledger_state import change
+from tests.ledger_state import write_into
 from tests.memory_state import MemoryState
 from tests.simulation.cluster import WALL0, make_genesis
 
@@ -344,7 +344,9 @@ async def test_daemons_reshare_the_key_and_go_on_with_the_new_shares(world):
     await world.stop()
     for i in range(4):
         ledger = Ledger(world.data(i), world.genesis)
-        change(ledger, lambda state: open_resharing(state, world.genesis, world.genesis.members, 3))
+        state = _Changes(ledger)
+        open_resharing(state, world.genesis, world.genesis.members, 3)
+        write_into(ledger, state.written)
         ledger.close()
     await world.start()
     await world.until(lambda: all(n.holder.status.get("round") == 1 for n in world.nodes.values()))
