@@ -158,12 +158,17 @@ class _Folds(dict[int, int | str | None]):
         return kept
 
 
-_FOLDED = _Folds(
-    str.maketrans(
-        {"ø": "o", "đ": "d", "ł": "l", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th", "ı": "i"}
-        | dict.fromkeys("’ʼ‘`", "'")
-    )
-)
+_LETTERS: dict[str, int | str | None] = {
+    "ø": "o",
+    "đ": "d",
+    "ł": "l",
+    "æ": "ae",
+    "œ": "oe",
+    "ð": "d",
+    "þ": "th",
+    "ı": "i",
+}
+_FOLDED = _Folds(str.maketrans(_LETTERS | dict.fromkeys("’ʼ‘`", "'")))
 
 
 @dataclass(frozen=True, slots=True)
