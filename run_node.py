@@ -31,7 +31,7 @@ from configs import passphrases
 from configs.files import load_network, read, read_key, write, write_key
 from configs.logs import configure
 from configs.settings import AuthoritySettings, CloudSettings, NetworkSettings, NodeSettings, Settings
-from crypto.errors import Conflict, DiptychError, Malformed, NotFound
+from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound
 from crypto.group import use
 from protocol.genesis import Genesis
 
@@ -163,7 +163,9 @@ def node(
                 web.router.routes.append(admin(running, faults, keys[0]))
             await running.start()
             gc.freeze()  # modules and settings stay: no collection need look at them again
-            server = asyncio.create_task(serve(web, settings.http_host, settings.http_port))
+            server = asyncio.create_task(
+                serve(web, settings.http_host, settings.http_port, stopping=running.feed.close)
+            )
             failure = asyncio.create_task(running.wait())
             await asyncio.wait({server, failure}, return_when=asyncio.FIRST_COMPLETED)
             for task in (server, failure):
@@ -247,13 +249,12 @@ def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) 
 
     Example: `python3 run_node.py cloud --config devnet/cloud/config.toml`
     """
+    from cloudstub.chain import NodeChain
     from cloudstub.server import CloudConfig, Limits, create_app
     from cloudstub.store import Quota
-    from configs.members import Members
     from configs.metrics import instrument
     from configs.signer import signer_of
     from configs.web import serve
-    from protocol.block import Committee
 
     settings, passphrase = _load(CloudSettings, config, http_port)
     network, chains = load_network(settings.network)
@@ -262,10 +263,10 @@ def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) 
         raise Conflict(f"the key in {settings.keys} is not the cloud's key in the network file")
     if check:
         return _checked(config)
-    members = {g.chain_id: Members(Committee(g), network.chains[g.kind].nodes).now for g in chains.values()}
+    asked = {g.chain_id: NodeChain(g, network.chains[g.kind].nodes) for g in chains.values()}
     limits = Limits(quota=Quota(max_bytes=settings.quota_bytes, max_blobs=settings.quota_blobs))
     authority = bytes.fromhex(network.authority.key)
-    cloud_app = create_app(CloudConfig(settings.data, key, authority, members, limits=limits))
+    cloud_app = create_app(CloudConfig(settings.data, key, authority, asked, limits=limits))
     instrument(cloud_app)
     asyncio.run(serve(cloud_app, settings.http_host, settings.http_port, connections=limits.connections))
 
@@ -400,11 +401,14 @@ def signer(
 def revoke(
     config: ConfigFile,
     key: Annotated[str, typer.Argument(help="The person's public key: 64 hex digits.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Go on without asking.")] = False,
 ) -> None:
     """End the credential of a key on both chains, for good: it is certified and renewed no more.
 
     What its holder opened before stays open to them. New records stay closed to the key where the contract decides, and where
     policies have time-bound attributes also by cryptography. Run by the authority's staff.
+
+    Says first what that leads to, and asks.
 
     Example: `python3 run_node.py revoke --config devnet/authority/config.toml 5c1f…`
     """
@@ -417,7 +421,14 @@ def revoke(
     if len(subject) != 32:
         raise Malformed("a person's public key is 64 hex digits, as printed by diptych whoami")
     settings, passphrase = _load(AuthoritySettings, config, None)
-    Authority.open(settings, passphrase).revoke(subject)
+    authority = Authority.open(settings, passphrase)
+    for what, sentence in authority.revocation(subject):
+        _said(f"{what:8} {sentence}")
+    if not yes and not sys.stdin.isatty():
+        raise Denied("nothing was changed; repeat it with --yes if that is meant")
+    if not yes and not typer.confirm("Go on?", err=True):
+        raise Denied("nothing was changed")
+    authority.revoke(subject)
     _said("revoked on both chains")
 
 
@@ -571,11 +582,20 @@ def chaos(
     out: Annotated[Path, typer.Option(help="Where each run makes a folder for its report.")] = Path(
         "reports"
     ),
+    simulate: Annotated[
+        bool,
+        typer.Option("--simulate", help="In the simulator: no processes, virtual time, many seeds."),
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="With --simulate: how many seeds for each file.")] = 100,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="With --simulate: only this seed, and tell its story.")
+    ] = None,
     check: Check = False,
 ) -> None:
     """Break a fresh network on purpose, under load, and judge it by what its clients saw. Exit code 1 if a property fails.
 
-    Examples: `python3 run_node.py chaos configs/chaos/leader-killed.toml` · `python3 run_node.py chaos configs/chaos/*.toml`
+    Examples: `python3 run_node.py chaos configs/chaos/leader-killed.toml` · `python3 run_node.py chaos configs/chaos/*.toml` ·
+    `python3 run_node.py chaos configs/chaos/*.toml --simulate`
     """
     from client.chaos.report import write_report
     from client.chaos.runner import run as run_scenario
@@ -586,6 +606,11 @@ def chaos(
         for path in scenarios:
             _checked(path)
         return
+    if simulate:
+        wanted = ["--seeds", str(seeds)] if seed is None else ["--seed", str(seed)]
+        words = ["-m", "tests.simulation.scenarios", *map(str, map(Path.absolute, scenarios)), *wanted]
+        done = subprocess.run([sys.executable, *words], cwd=bootstrap.ROOT, check=False)  # noqa: S603
+        raise typer.Exit(done.returncode)
     failed = []
     for path, scenario in loaded:
         console.rule(f"{path.stem}: {scenario.title}", align="left")

@@ -31,7 +31,7 @@ from rich.progress import track
 from rich.table import Table
 
 from bench.proc import cpu_seconds, status
-from client.chain import now_ms
+from client.web import now_ms
 from configs.files import load_network, read_key, write
 from configs.settings import NetworkSettings
 from crypto.codec import encode

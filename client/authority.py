@@ -8,7 +8,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from client.chain import ChainClient, now_ms
+from client.chain import ChainClient
 from client.enrolment import (
     MAX_ENROLMENT,
     MAX_SKEW_MS,
@@ -32,6 +32,8 @@ from client.enrolment import (
     decode_renewal,
 )
 from client.issuer import Issuer
+from client.terminal import time_text
+from client.web import now_ms
 from configs.files import load_network
 from configs.settings import AuthoritySettings
 from configs.signer import signer_of
@@ -44,7 +46,15 @@ from crypto.errors import Conflict, Denied, Malformed, NotFound
 from crypto.policy import check_attribute
 from crypto.sign import Ed25519Signer
 from protocol.genesis import Genesis
-from protocol.identity import Credential, Role, SignedCredential, decode_credential
+from protocol.identity import (
+    KEY_KIND,
+    MAX_CERTIFIED,
+    Credential,
+    Role,
+    SignedCredential,
+    decode_credential,
+    key_attribute,
+)
 from protocol.network import Network
 from protocol.tx import Certify, Revoke
 
@@ -92,9 +102,15 @@ class Authority:
             raise Malformed(
                 "a data user needs at least one attribute, such as role:researcher; add --attribute"
             )
+        if any(name.startswith(f"{KEY_KIND}:") for name in listed):
+            raise Malformed(
+                f"{KEY_KIND}:… names the person's own key and is certified unasked; leave it away"
+            )
         if bound := [name for name in listed if is_bound(name)]:
             raise Malformed(f"{bound[0]}: the authority fills in the week; write {EVERY_WEEK} in its place")
-        check_attributes(in_week(name, week_at(now_ms())) for name in listed)
+        certified = _with_key((in_week(name, week_at(now_ms())) for name in listed), bytes(32))
+        if len(check_attributes(certified)) > MAX_CERTIFIED:
+            raise Malformed(f"a credential has at most {MAX_CERTIFIED} attributes, one of them for its key")
         expires_ms = now_ms() + hours * 3_600_000
         return Invitation.make(role, listed, expires_ms, os.urandom(32), self._key).to_text()
 
@@ -118,7 +134,7 @@ class Authority:
                 credential = Credential(
                     body.subject,
                     invite.role,
-                    tuple(in_week(name, week_at(now)) for name in invite.attributes),
+                    _with_key((in_week(name, week_at(now)) for name in invite.attributes), body.subject),
                     body.seal_key,
                     body.ces_key,
                     now - 60_000,  # clocks differ
@@ -134,7 +150,7 @@ class Authority:
         return signed
 
     def renew(self, renewal: Renewal) -> SignedCredential:
-        """Move the time-bound attributes of a certified person to this week, on both chains.
+        """Move the time-bound attributes of a certified person to this week, on both chains; the one that names their key is added.
 
         The credential ends when it would have ended. In the same week the answer is the same. Raises `DiptychError`.
         """
@@ -149,7 +165,7 @@ class Authority:
             credential = signed.credential
             if now >= credential.not_after_ms:
                 raise Denied("the credential has expired; ask the authority for a new invitation")
-            attributes = tuple(renewed(name, week_at(now)) for name in credential.attributes)
+            attributes = _with_key((renewed(name, week_at(now)) for name in credential.attributes), subject)
             if attributes != credential.attributes:
                 credential = msgspec.structs.replace(credential, attributes=attributes)
                 signed = SignedCredential.issue(credential, self._key)
@@ -161,6 +177,30 @@ class Authority:
         self._put_on_chains(signed)
         _log.info("renewed", role=credential.role)
         return signed
+
+    def revocation(self, subject: bytes) -> tuple[tuple[str, str], ...]:
+        """What a revocation leads to: before, after, and what the person may have kept. `NotFound` if nobody has this key."""
+        now, [chain, *_] = now_ms(), self._chains
+        credential = chain.verified_person(subject).signed.credential
+        grants = [ticket for chain in self._chains for ticket in chain.grants_of(subject)]
+        live = sum(now < ticket.expires_ms for ticket in grants)
+        return (
+            (
+                "before",
+                f"certified as {credential.role} until {time_text(credential.not_after_ms)} with "
+                f"{', '.join(credential.attributes)}: is granted each record whose rule these satisfy; "
+                f"{len(grants)} grants so far, {live} of them alive",
+            ),
+            (
+                "after",
+                "this key is granted nothing, publishes, approves and acts for nobody; living grants end; it is certified and renewed no more",
+            ),
+            (
+                "kept",
+                "what they opened; tickets they hold, for ten minutes where a cloud does not ask the chains; and their attribute key, which "
+                "opens what its policies name no week for, if somebody gives them the ciphertext",
+            ),
+        )
 
     def revoke(self, subject: bytes) -> None:
         """End the credential of a key on both chains, for good, and renew it no more. Raises `DiptychError`."""
@@ -182,7 +222,7 @@ class Authority:
     def _certify(self, chain: ChainClient, credential: SignedCredential) -> None:
         """Put the credential on a chain, unless it is there; an invitation used again does not undo a revocation."""
         with contextlib.suppress(NotFound):
-            person = chain.person(credential.credential.subject)
+            person = chain.verified_person(credential.credential.subject)
             if person.is_revoked:
                 raise Denied(_REVOKED)
             if person.signed == credential:
@@ -291,6 +331,11 @@ def create_app(authority: Authority | None, issuer: Issuer, key: bytes) -> Starl
         Route("/readyz", ready),
     ]
     return Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
+
+
+def _with_key(attributes: Iterable[str], subject: bytes) -> tuple[str, ...]:
+    """In the order given, the attribute that names the key last."""
+    return tuple(dict.fromkeys((*attributes, key_attribute(subject))))
 
 
 def _packed(answer: object) -> Response:

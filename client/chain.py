@@ -1,159 +1,77 @@
-"""The light client of one chain: sends transactions to its nodes, waits for receipts, collects releases.
+"""One chain as a client uses it: sends transactions to its nodes, waits for receipts, collects releases.
 
-Several nodes are asked in turn, so that one that is down or behind costs time only. What a node says about state and receipts is
-believed from that node; a ticket and the index key are believed from a quorum, a credential from the authority's signature.
+Several nodes are asked in turn, so that one that is down or behind costs time only. Receipts and state are proved (`client.light`); a ticket
+and the index key are believed from a quorum, a credential from the authority's signature.
 """
 
 import os
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import httpx2
 
-from configs.members import Members
+from client.events import Place, stream
+from client.light import LightClient
+from client.web import Busy, checked, now_ms
 from crypto import tdh2
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from crypto.seal import SealKey
 from crypto.sign import Ed25519Signer
-from protocol.block import Committee
-from protocol.contract import Person, Receipt, RecordEntry, decode_person, decode_receipt, decode_record
+from protocol.contract import (
+    Pending,
+    Person,
+    Proxy,
+    Receipt,
+    RecordEntry,
+    decode_pending,
+    decode_person,
+    decode_proxy,
+    decode_receipt,
+    decode_record,
+    decode_ticket,
+    pending_key,
+)
 from protocol.genesis import Genesis
-from protocol.identity import Credential, Release, SignedTicket, decode_release
+from protocol.identity import Release, SignedTicket, Ticket, decode_release
 from protocol.index_key import IndexKey, decode_signed_index_key, index_label
 from protocol.network import ChainAddresses
+from protocol.queries import (
+    GRANTS,
+    INBOX,
+    MAX_PAGE,
+    PEOPLE,
+    RECORDS,
+    TAGGED,
+    WAITING,
+    WARDS,
+    Item,
+    Query,
+)
 from protocol.record import Index, decode_index
 from protocol.tx import Action, Tx
 
 T = TypeVar("T")
 TX_LIFETIME_MS = 120_000
-MAX_ANSWER = 8 << 20
-MAX_LOG = 100_000
-"""Receipts of one access log; without end, it would fill the memory of whoever asks."""
-"""Bytes of any server's answer, unless the request says otherwise in its extension `max_answer`."""
-MAX_RETRY_AFTER = 30.0
-PAUSE = 0.2
+MAX_LISTED = 100_000
+"""Entries of one listing; without end, they would fill the memory of whoever asks."""
+PAUSE, MAX_PAUSE = 0.2, 2.0
 _OTHER_FORM = "a node's answer is not in the agreed form; it may run another version"
-_ERRORS: dict[int, type[DiptychError]] = {
-    400: Malformed,
-    401: Unauthentic,
-    403: Denied,
-    404: NotFound,
-    409: Conflict,
-    413: Malformed,
-}
 
 
-class Busy(Unavailable):
-    """A server that has too much to do or cannot work now; `seconds`: not to ask it again before."""
-
-    def __init__(self, message: str, seconds: float) -> None:
-        super().__init__(message)
-        self.seconds = seconds
-
-
-class TooLarge(httpx2.TransportError):
-    """A server's answer is larger than any honest one."""
-
-
-class _Capped(httpx2.SyncByteStream):
-    """An answer that breaks off with `TooLarge` once more than `limit` bytes have come."""
-
-    def __init__(self, stream: httpx2.SyncByteStream, limit: int) -> None:
-        self._stream, self._limit = stream, limit
-
-    def __iter__(self) -> Iterator[bytes]:
-        left = self._limit
-        for chunk in self._stream:
-            left -= len(chunk)
-            if left < 0:
-                raise TooLarge(f"the answer is over the limit of {self._limit} bytes")
-            yield chunk
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-class _Transport(httpx2.HTTPTransport):
-    """Bounds what a lying server can make its client hold; what is compressed could unpack to anything, so nothing is."""
-
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        response = super().handle_request(request)
-        assert isinstance(response.stream, httpx2.SyncByteStream)
-        if response.headers.get("content-encoding", "identity") != "identity":
-            response.stream.close()
-            raise TooLarge("the answer is compressed although that was not asked for")
-        response.stream = _Capped(response.stream, request.extensions.get("max_answer", MAX_ANSWER))
-        return response
-
-
-def http_client(seconds: float) -> httpx2.Client:
-    """Direct connections only: a proxy from the environment would see who asks for whom."""
-    return httpx2.Client(
-        timeout=httpx2.Timeout(seconds, connect=3),
-        headers={"accept-encoding": "identity"},
-        trust_env=False,
-        follow_redirects=False,
-        transport=_Transport(trust_env=False),
-    )
-
-
-def checked(response: httpx2.Response) -> httpx2.Response:
-    """The response if it is a success, otherwise its problem as the `DiptychError` it stands for."""
-    if response.is_success:
-        return response
-    try:
-        detail = str(response.json()["detail"])[:1000]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        detail = f"the server answered with HTTP status {response.status_code}"
-    if response.status_code == 503:
-        raise Busy(detail, _retry_after(response.headers.get("retry-after", "")))
-    raise _ERRORS.get(response.status_code, Unavailable)(detail)
-
-
-def _retry_after(text: str) -> float:
-    """Seconds that a server asks for, within reason; 1 if it says nothing usable."""
-    return (
-        min(float(text), MAX_RETRY_AFTER) if text.isascii() and text.isdecimal() and len(text) < 10 else 1.0
-    )
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-class ChainClient:
+class ChainClient(LightClient):
     """`warn` is called with a sentence when a node is caught at something that did not keep the work from being done."""
 
     def __init__(
         self, genesis: Genesis, addresses: ChainAddresses, warn: Callable[[str], None] = lambda _: None
     ) -> None:
-        self.genesis, self._warn = genesis, warn
+        super().__init__(genesis, addresses, warn)
         self._index_key: IndexKey | None = None
-        self._nodes = addresses.nodes
-        self._members = Members(Committee(genesis), addresses.nodes)
         self._not_before: dict[str, float] = {}
         """When a node that was busy may be asked again, on the monotonic clock."""
-        self._http = http_client(40)
-
-    @property
-    def committee(self) -> Committee:
-        """The present members, followed from genesis; asks the nodes now and then."""
-        return self._members.now()
-
-    @cached_property
-    def _urls(self) -> list[str]:
-        urls = [self._nodes[m.name].http for m in self.committee.members if m.name in self._nodes]
-        random.shuffle(urls)
-        return urls
-
-    def close(self) -> None:
-        self._http.close()
 
     # --- transactions -----------------------------------------------------------------------------------------------------
 
@@ -175,7 +93,8 @@ class ChainClient:
             refusals: list[Denied] = []
             for url in self._willing():
                 try:
-                    return self._post_tx(url, tx.id, raw, min(5.0, max(0.5, deadline - time.monotonic())))
+                    told = self._post_tx(url, tx.id, raw, min(5.0, max(0.5, deadline - time.monotonic())))
+                    return self._checked_receipt(url, told, max(0.0, deadline - time.monotonic()))
                 except Denied as error:
                     refusals.append(
                         error
@@ -210,6 +129,17 @@ class ChainClient:
             raise Unavailable("a node answered with the receipt of another transaction")
         return receipt
 
+    def _checked_receipt(self, url: str, told: Receipt, seconds: float) -> Receipt:
+        """The proved receipt of the transaction that a node told one of."""
+        try:
+            receipt = self.verified_receipt(told.tx, seconds, url).proof.receipt
+        except NotFound:
+            self._catch(url, "answered a transaction with an invented receipt, which nobody proves")
+            raise
+        if told != receipt:
+            self._catch(url, "answered a transaction with an invented receipt")
+        return receipt
+
     def _willing(self) -> list[str]:
         """The nodes that have not asked to be left alone for now."""
         now = time.monotonic()
@@ -220,11 +150,6 @@ class ChainClient:
         now = time.monotonic()
         first = min(self._not_before.get(url, 0) for url in self._urls)
         time.sleep(max(0.0, min(max(PAUSE, first - now), deadline - now)))
-
-    def _demote(self, url: str) -> None:
-        """Ask this node last from now on."""
-        self._urls.remove(url)
-        self._urls.append(url)
 
     # --- queries ----------------------------------------------------------------------------------------------------------
 
@@ -255,79 +180,122 @@ class ChainClient:
         with ThreadPoolExecutor(len(self._urls)) as pool:
             return sorted(pool.map(ask, self._urls), key=lambda s: str(s.get("node", "~")))
 
-    def receipt(self, tx_id: bytes) -> Receipt:
-        return decode_receipt(_encoded(self.get(f"/v1/tx/{tx_id.hex()}")))
+    # --- listings -----------------------------------------------------------------------------------------------------------
 
-    def record(self, record: bytes) -> RecordEntry:
-        return decode_record(_encoded(self.get(f"/v1/record/{record.hex()}")))
+    def records_of(self, patient: bytes) -> dict[bytes, RecordEntry]:
+        """A patient's records on this chain by their ids, erased ones aside."""
+        found = self._listed(RECORDS, patient, decode_record, lambda _, entry: entry.patient == patient)
+        return {item.id: entry for item, entry in found}
 
-    def person(self, key: bytes) -> Person:
-        """A certified person; the authority's signature is checked, the validity in time is not."""
-        return self._checked_person(key, _encoded(self.get(f"/v1/identity/{key.hex()}")))
-
-    def _checked_person(self, key: bytes, encoded: bytes) -> Person:
-        person = decode_person(encoded)
-        person.signed.verify(self.genesis.authority, person.signed.credential.not_before_ms)
-        if person.signed.credential.subject != key:
-            raise Unauthentic("a node answered with the credential of another person")
-        return person
-
-    def credential(self, key: bytes) -> Credential:
-        """The credential of a person who is certified and not revoked; `Denied` otherwise."""
-        person = self.person(key)
-        if person.is_revoked:
-            raise Denied("the credential of this key was revoked")
-        return person.signed.credential
-
-    def agreed_person(self, key: bytes) -> Person:
-        """As `person`, but a quorum of nodes says the same, so that no few of them can hide a revocation or a newer credential.
-
-        `NotFound` if a quorum does not know the key, `Unavailable` while no quorum agrees: some may be behind for a moment.
-        """
-
-        def ask(url: str) -> bytes | None:
-            try:
-                return _encoded(checked(self._http.get(f"{url}/v1/identity/{key.hex()}", timeout=5)).json())
-            except NotFound:
-                return b""
-            except (httpx2.HTTPError, DiptychError, ValueError, KeyError, TypeError):
-                return None
-
-        committee = self.committee
-        urls = [self._nodes[m.name].http for m in committee.members if m.name in self._nodes]
-        with ThreadPoolExecutor(committee.size) as pool:
-            said = Counter(answer for answer in pool.map(ask, urls) if answer is not None)
-        for answer, count in said.most_common(1):
-            if count >= committee.quorum:
-                if not answer:
-                    raise NotFound(f"the key is not certified on the {self.genesis.kind} chain")
-                return self._checked_person(key, answer)
-        raise Unavailable(
-            f"no {committee.quorum} nodes of the {self.genesis.kind} chain say the same about this key; try again"
+    def grants_of(self, reader: bytes) -> list[Ticket]:
+        """What a reader's allowed requests have granted, expired or not."""
+        found = self._listed(
+            GRANTS, reader, decode_ticket, lambda id_, t: (t.request, t.requester) == (id_, reader)
         )
+        return [ticket for _, ticket in found]
 
-    def access_log(self, record: bytes) -> list[Receipt]:
-        """Every request for access to the record, in chain order, as one node tells it."""
-        receipts: list[Receipt] = []
-        last, more = (0, 0), True
+    def inbox_of(self, patient: bytes) -> tuple[list[Pending], list[Pending]]:
+        """The requests for a patient's records that wait for a second person, and the emergency accesses that nobody has reviewed."""
+        found = self._listed(
+            INBOX, patient, decode_pending, lambda id_, p: (p.request, p.patient) == (id_, patient)
+        )
+        waiting = [p for item, p in found if item.key == pending_key(item.id)]
+        return waiting, [p for item, p in found if item.key != pending_key(item.id)]
+
+    def waiting(self) -> list[Pending]:
+        """All requests that wait for a second person."""
+        found = self._listed(WAITING, b"", decode_pending, lambda id_, p: p.request == id_)
+        return [pending for _, pending in found]
+
+    def wards_of(self, proxy: bytes) -> list[Proxy]:
+        """For whom somebody may act, in what and when; the time may not have begun, or may have passed."""
+        found = self._listed(WARDS, proxy, decode_proxy, lambda id_, p: (p.patient, p.proxy) == (id_, proxy))
+        return [ward for _, ward in found]
+
+    def tagged(self, tag: bytes) -> dict[bytes, RecordEntry]:
+        """The records that bear a tag in their current version, by their ids."""
+        found = self._listed(TAGGED, tag, decode_record, lambda _, entry: tag in entry.tags)
+        return {item.id: entry for item, entry in found}
+
+    def people(self) -> list[Person]:
+        """Everyone certified on this chain, revoked ones too; the authority's signatures are checked, the validity in time is not."""
+        found = self._listed(PEOPLE, b"", decode_person, lambda id_, person: self._is_person(id_, person))
+        return [person for _, person in found]
+
+    def _is_person(self, key: bytes, person: Person) -> bool:
+        credential = person.signed.credential
+        person.signed.verify(self.genesis.authority, credential.not_before_ms)
+        return credential.subject == key
+
+    def _listed(
+        self, query: Query, owner: bytes, decode: Callable[[bytes], T], holds: Callable[[bytes, T], bool]
+    ) -> list[tuple[Item, T]]:
+        """A whole listing, page by page, as one node tells it; each object in its form and belonging where it is listed."""
+        path, after = query.path.format(key=owner.hex()), b""
+        found: list[tuple[Item, T]] = []
+        more = True
         while more:
-            page = self.get(f"/v1/record/{record.hex()}/log", after=f"{last[0]}.{last[1]}")
+            answer = self.get(path, after=after.hex(), limit=MAX_PAGE)
             try:
-                found, more = [decode_receipt(bytes.fromhex(text)) for text in page["encoded"]], page["next"]
+                items = [
+                    Item(*(bytes.fromhex(item[name]) for name in Item._fields)) for item in answer["items"]
+                ]
+                more = answer["next"] is not None
             except (KeyError, TypeError, ValueError):
                 raise Malformed(_OTHER_FORM) from None
-            places = [last, *((r.height, r.position) for r in found)]
-            if (
-                any(r.record != record for r in found)
-                or places != sorted(set(places))
-                or (more and not found)
-            ):
-                raise Malformed("a node's access log holds requests for other records, or is out of order")
-            receipts += found
-            last = places[-1]
-            if len(receipts) > MAX_LOG:
-                raise Malformed(f"a node's access log has more than {MAX_LOG} entries, which no record has")
-        return receipts
+            for item in items:
+                value = decode(item.encoded)
+                if (
+                    len(item.id) != query.id_size
+                    or item.id <= after
+                    or item.key not in query.objects(owner, item.id)
+                    or not holds(item.id, value)
+                ):
+                    raise Malformed("a node's listing is out of order, or holds what does not belong there")
+                found.append((item, value))
+                after = item.id
+            if (more and not items) or len(found) > MAX_LISTED:
+                raise Malformed(f"a node's listing does not go on, or has more than {MAX_LISTED} entries")
+        return found
+
+    # --- what happens -----------------------------------------------------------------------------------------------------
+
+    def events(
+        self,
+        *,
+        record: bytes | None = None,
+        patient: bytes | None = None,
+        reader: bytes | None = None,
+        kind: str | None = None,
+        after: Place | None = None,
+    ) -> Iterator[Receipt]:
+        """The receipts that concern this record, this patient, this reader, and are of this kind (None: any), in chain order, each once:
+        those after a place, or from now on, and then as they come, without end.
+
+        A node that fails, stops or answers nonsense is left for the next one, which goes on after what came last.
+        """
+        ids = {"record": record, "patient": patient, "reader": reader}
+        wanted = {name: value.hex() for name, value in ids.items() if value} | (
+            {"kind": kind} if kind else {}
+        )
+        pause, is_silent = PAUSE, False
+        while True:
+            url = self._urls[0]
+            try:
+                with stream(self._http, f"{url}/v1/events", wanted, after) as told:
+                    for place, receipt in told:
+                        pause, is_silent, after = PAUSE, False, place
+                        if receipt is not None:
+                            yield receipt
+            except (httpx2.HTTPError, Unavailable) as error:
+                if pause > MAX_PAUSE and not is_silent:
+                    is_silent = True
+                    self._warn(
+                        f"no node of the {self.genesis.kind} chain tells what happens ({error}); trying on"
+                    )
+            self._demote(url)
+            time.sleep(pause)
+            pause = min(2 * pause, 2 * MAX_PAUSE)
 
     # --- the index key and releases -----------------------------------------------------------------------------------------
 
@@ -396,7 +364,7 @@ class ChainClient:
 
     def _release(self, content: bytes, request: bytes) -> Release:
         release = decode_release(content)
-        ticket, committee = release.ticket, self._members.now(release.epoch)
+        ticket, committee = release.ticket, self.members.now(release.epoch)
         if (
             ticket.request != request
             or ticket.chain_id != self.genesis.chain_id
@@ -455,24 +423,6 @@ class ChainClient:
             )
         signatures = tuple(r.signature for r in alike[: committee.quorum])
         return index, SignedTicket(ticket, committee.epoch, signatures)
-
-    def _ask_all(self, path: str, read: Callable[[bytes], T]) -> Iterator[T | DiptychError]:
-        """What `read` makes of each node's answer, as they come; errors as values. Whoever has enough need not wait for the rest."""
-
-        def ask(url: str) -> T | DiptychError:
-            try:
-                return read(checked(self._http.get(url + path, timeout=5)).content)
-            except DiptychError as error:
-                return error
-            except httpx2.HTTPError:
-                return Unavailable("a node does not answer")
-
-        pool = ThreadPoolExecutor(len(self._urls))
-        try:
-            for answer in as_completed([pool.submit(ask, url) for url in self._urls]):
-                yield answer.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _encoded(answer: Any) -> bytes:

@@ -7,56 +7,59 @@ standard error. Exit codes: see `EXIT_CODES`.
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.table import Table
 
-from client import audit, lint_cli
+from client import audit, batch_cli, consent_cli, find_cli, lint_cli, proofs
+from client.command import (
+    DEFAULT_HOME,
+    EXIT_CODES,
+    ChainOption,
+    Context,
+    Key,
+    RecordId,
+    Yes,
+    agreeing,
+    cloud_fields,
+    context,
+    hex_bytes,
+    pairs_of,
+    print_fields,
+    purposes_of,
+    receipt_fields,
+    record_id,
+    show_stored,
+    table,
+)
 from client.diagnosis import diagnose
 from client.doctor import Doctor
 from client.enrolment import Invitation
 from client.fhir import group_of, join, load_bundle, load_profile
 from client.guardians import QrKind, qr, read_share, write_sheets
-from client.home import Home, Outside
+from client.home import Home
 from client.lint_cli import Acknowledge
-from client.patient import Patient, StoredRecord
+from client.patient import Patient
 from client.reader import Reader
 from client.session import Session
-from client.terminal import Terminal
+from client.stored import Terms
+from client.terminal import Terminal, time_text
 from configs import passphrases
 from configs.files import read, read_text, write
 from configs.settings import Pairing
-from configs.signer import CommandCesSigner, CommandSigner
-from crypto import ceas, ces, group, guardians
+from crypto import ces, group, guardians
 from crypto.codec import encode
-from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
-from protocol.contract import Receipt
+from crypto.errors import Denied, DiptychError, Malformed
 from protocol.genesis import from_toml
-from protocol.identity import ChainKind, Purpose
 
-EXIT_CODES: dict[type[DiptychError], int] = {
-    Malformed: 3,
-    Unauthentic: 4,
-    Denied: 5,
-    NotFound: 6,
-    Unavailable: 7,
-    Conflict: 8,
-}
 FORK = 9
 CONVICTION = ("member", "epoch", "kind", "signed", "block", "and", "other block")
-DEFAULT_HOME = Path("~/.diptych")
 DEFAULT_POLICIES = {
     "private": "role:doctor or role:government",
     "shared": "role:doctor or role:government or role:researcher or role:insurer",
 }
-DEFAULT_PURPOSES: tuple[Purpose, ...] = ("treatment", "research", "public-health")
 CES_SUITES = {"rsa-pss-3072": ces.RSA_PSS, "ed25519": ces.ED25519}
 
 app = typer.Typer(
@@ -75,56 +78,14 @@ guardians_app = typer.Typer(
 app.add_typer(record_app, name="record")
 app.add_typer(guardians_app, name="guardians")
 app.add_typer(chain_app, name="chain")
-
-ChainOption = Annotated[
-    ChainKind, typer.Option("--chain", help="storage: the whole record; sharing: its shared part.")
-]
-RecordId = Annotated[str, typer.Argument(metavar="RECORD", help="A record id: 32 hex digits.")]
-Key = Annotated[str, typer.Option(help="A public key: 64 hex digits, as printed by `diptych whoami`.")]
-
-
-@dataclass
-class _Context:
-    home: Path
-    as_json: bool
-    console: Terminal
-    passphrase_command: str | None = None
-    passphrase_fd: int | None = None
-    signer_command: str | None = None
-    ces_signer_command: str | None = None
-
-    def open(self) -> Session:
-        """The home's session; asks for the passphrase on a terminal if the home has one."""
-        path, secret = self.home.expanduser(), self.passphrase
-        if secret is None and sys.stdin.isatty() and passphrases.is_needed([path / "master.key"]):
-            secret = passphrases.ask()
-        return Session(Home(path, secret, self.outside()), self.progress)
-
-    @cached_property
-    def passphrase(self) -> bytes | None:
-        """The one that was given, read once: a file descriptor gives it only once."""
-        return passphrases.passphrase_from(self.passphrase_command, self.passphrase_fd)
-
-    def outside(self) -> Outside:
-        return Outside(
-            CommandSigner(self.signer_command) if self.signer_command else None,
-            CommandCesSigner(self.ces_signer_command) if self.ces_signer_command else None,
-        )
-
-    def progress(self, step: str) -> None:
-        if not self.as_json:
-            self.console.print(f"· {step} …", style="dim")
-
-    def show(self, data: Any, human: Callable[[Terminal], None]) -> None:
-        """Print `data` as JSON, or let `human` print it."""
-        if self.as_json:
-            print(json.dumps(data, ensure_ascii=False, indent=2))
-        else:
-            human(Terminal())
-
-
-_context = _Context(DEFAULT_HOME, False, Terminal(stderr=True))
-lint_cli.add_to(record_app, lambda: _context)
+app.add_typer(consent_cli.access_app, name="access")
+app.add_typer(consent_cli.proxy_app, name="proxy")
+record_app.add_typer(consent_cli.record_app)
+record_app.add_typer(find_cli.record_app)
+app.add_typer(find_cli.app)
+app.add_typer(proofs.app, name="proof")
+record_app.add_typer(lint_cli.app)
+app.add_typer(batch_cli.app, name="batch")
 
 
 @app.callback()
@@ -162,18 +123,19 @@ def _options(
         typer.Option(envvar="DIPTYCH_PAIRING", help="Prefer this pairing library to the fastest."),
     ] = None,
 ) -> None:
-    global _context
-    _context = _Context(
-        home,
-        output == "json",
-        Terminal(stderr=True),
-        passphrase_command,
-        passphrase_fd,
-        signer_command,
-        ces_signer_command,
+    context.begin(
+        Context(
+            home,
+            output == "json",
+            Terminal(stderr=True),
+            passphrase_command,
+            passphrase_fd,
+            signer_command,
+            ces_signer_command,
+        )
     )
     if notice := (group.use(pairing) if pairing else group.chosen()).notice:
-        _context.console.print(notice)
+        context.console.print(notice)
 
 
 @app.command()
@@ -196,13 +158,13 @@ def init(
     if suite not in CES_SUITES:
         raise Malformed(f"{suite!r} is no record-signing suite; use one of {', '.join(CES_SUITES)}")
     invited = Invitation.from_text(invite).invite.body
-    path = _context.home.expanduser()
+    path = context.home.expanduser()
     if not (path / "master.key").exists():
-        if passphrase and _context.passphrase is None:
-            _context.passphrase = passphrases.ask_new()
+        if passphrase and context.passphrase is None:
+            context.passphrase = passphrases.ask_new()
         ces_suite = CES_SUITES[suite] if invited.role == "doctor" else None
-        Home.create(path, network, ces_suite, _context.passphrase, _context.outside())
-    with _context.open() as session:
+        Home.create(path, network, ces_suite, context.passphrase, context.outside())
+    with context.open() as session:
         session.enrol(invite)
         _whoami(session)
 
@@ -210,7 +172,7 @@ def init(
 @app.command()
 def whoami() -> None:
     """Show your public key, role and attributes. The key is what a doctor needs to make a record for you."""
-    with _context.open() as session:
+    with context.open() as session:
         _whoami(session)
 
 
@@ -222,7 +184,7 @@ def renew() -> None:
 
     Example: `diptych --home ~/rs renew`
     """
-    with _context.open() as session:
+    with context.open() as session:
         session.renew()
         _whoami(session)
 
@@ -233,9 +195,9 @@ def _whoami(session: Session) -> None:
         "key": credential.subject.hex(),
         "role": credential.role,
         "attributes": list(credential.attributes),
-        "valid_until": _time(credential.not_after_ms),
+        "valid_until": time_text(credential.not_after_ms),
     }
-    _context.show(data, lambda c: _print_fields(c, data))
+    context.show(data, lambda c: print_fields(c, data))
 
 
 @app.command("passphrase")
@@ -256,11 +218,11 @@ def change_passphrase(
     `diptych --passphrase-command 'pass old' passphrase --new-passphrase-command 'pass new'` ·
     `printf 'old\\nnew\\n' | diptych --passphrase-fd 0 passphrase --new-passphrase-fd 0`
     """
-    old = _context.passphrase
+    old = context.passphrase
     new = passphrases.passphrase_from(new_passphrase_command, new_passphrase_fd)
-    changed = passphrases.change([_context.home.expanduser() / "master.key"], old, new, remove=remove)
+    changed = passphrases.change([context.home.expanduser() / "master.key"], old, new, remove=remove)
     data = {"changed": bool(changed)}
-    _context.show(
+    context.show(
         data, lambda c: c.print("the passphrase is " + ("changed" if changed else "the new one already"))
     )
 
@@ -284,7 +246,7 @@ def guardians_split(
 
     Example: `diptych --home ~/alice guardians split Bob Carol Dave --needed 2 --out shares/`
     """
-    with _context.open() as session:
+    with context.open() as session:
         shares = session.home.split(guardian, needed)
     written = write_sheets(shares, out, qr_code)
     data = {
@@ -295,12 +257,12 @@ def guardians_split(
     }
 
     def human(console: Terminal) -> None:
-        console.print(_table(data["shares"], "number", "guardian"))  # type: ignore[arg-type]
+        console.print(table(data["shares"], "number", "guardian"))  # type: ignore[arg-type]
         console.print(
             f"set {data['set']}: any {needed} recover the keys; written to {out}, delete it once printed"
         )
 
-    _context.show(data, human)
+    context.show(data, human)
 
 
 @guardians_app.command("check")
@@ -323,7 +285,7 @@ def guardians_check(
         "needed": found.needed,
         "guardian": found.label,
     }
-    _context.show(data, lambda c: _print_fields(c, data))
+    context.show(data, lambda c: print_fields(c, data))
 
 
 @guardians_app.command("recover")
@@ -354,15 +316,15 @@ def guardians_recover(
     if suite and suite not in CES_SUITES:
         raise Malformed(f"{suite!r} is no record-signing suite; use one of {', '.join(CES_SUITES)}")
     found = guardians.recover([read_share(path) for path in share])
-    if passphrase and _context.passphrase is None:
-        _context.passphrase = passphrases.ask_new()
-    path = _context.home.expanduser()
+    if passphrase and context.passphrase is None:
+        context.passphrase = passphrases.ask_new()
+    path = context.home.expanduser()
     if network:
         ces_suite = CES_SUITES[suite] if suite else None
-        Home.create(path, network, ces_suite, _context.passphrase, _context.outside(), found.secret)
+        Home.create(path, network, ces_suite, context.passphrase, context.outside(), found.secret)
     else:
-        Home.restore(path, found.secret, _context.passphrase)
-    with _context.open() as session:
+        Home.restore(path, found.secret, context.passphrase)
+    with context.open() as session:
         key, records = session.home.sign.public.hex(), len(session.home.names("record"))
     altered = [share.name for share in found.altered]
     data = {"key": key, "records": records, "altered": altered}
@@ -376,7 +338,7 @@ def guardians_recover(
                 "fetch your credential and attribute key with: diptych renew (doctors: diptych init --invite …)"
             )
 
-    _context.show(data, human)
+    context.show(data, human)
 
 
 # --- records ----------------------------------------------------------------------------------------------------------------
@@ -408,8 +370,8 @@ def record_import(
     Examples: `diptych record import patient.json --patient 5c1f…` ·
     `diptych record import patient.json --patient 5c1f… --profile fine --rule 'together(m6, m7)'`
     """
-    key, data, cut = _hex(patient, 32, "the patient's key"), load_bundle(bundle), load_profile(profile)
-    with _context.open() as session:
+    key, data, cut = hex_bytes(patient, 32, "the patient's key"), load_bundle(bundle), load_profile(profile)
+    with context.open() as session:
         record, package, parts = Doctor(session).sign(data, key, cut, rule or (), acknowledge or ())
     path = out or Path(f"{record.hex()}.diptych")
     write(path, package)
@@ -417,10 +379,10 @@ def record_import(
     result = {"record": record.hex(), "package": str(path), "parts": listed}
 
     def human(console: Terminal) -> None:
-        console.print(_table(listed, "part", "title", "access", "bytes"))
+        console.print(table(listed, "part", "title", "access", "bytes"))
         console.print(f"record   {record.hex()}\npackage  {path}  (only the patient can open it)")
 
-    _context.show(result, human)
+    context.show(result, human)
 
 
 @record_app.command("store")
@@ -438,19 +400,30 @@ def record_store(
     profile: Annotated[
         str | None, typer.Option(help="A profile file, if the doctor used one that is not built in.")
     ] = None,
+    from_: consent_cli.From = None,
+    until: consent_cli.Until = None,
+    uses: consent_cli.Uses = None,
+    deny: consent_cli.Deny = None,
+    approval: consent_cli.Approval = None,
+    emergency: consent_cli.EmergencyPolicy = None,
+    tag: consent_cli.Tag = None,
+    consent: consent_cli.ConsentFile = None,
     acknowledge: Acknowledge = None,
+    yes: Yes = False,
 ) -> None:
     """Patient: verify the doctor's signature, encrypt, upload once, index on both chains.
 
     In a policy, `@week` stands for the week in which the record is sealed: `status:active@week` is met by whoever was
     certified for it in that week or later (`diptych record renew` seals anew).
 
-    Examples: `diptych record store 3fa2….diptych` · `diptych record store r.diptych --policy 'private=role:doctor and org:st-mary'`
+    Examples: `diptych record store 3fa2….diptych` · `diptych record store r.diptych --policy 'private=role:doctor and org:st-mary'` ·
+    `diptych record store r.diptych --until 2027-01-01 --approval 'role:ethics-board' --emergency 'role:doctor and dept:emergency'` ·
+    `diptych record store r.diptych --consent consent.json`
     """
-    policies = DEFAULT_POLICIES | _pairs(policy or [], "--policy CLASS=POLICY")
-    moved = _pairs(access or [], "--access PART=CLASS")
-    with _context.open() as session:
-        patient = Patient(session)
+    given = pairs_of(policy or [], "--policy CLASS=POLICY")
+    moved = pairs_of(access or [], "--access PART=CLASS")
+    with context.open() as session:
+        patient = Patient(session, agreeing(yes))
         stored = patient.receive(read(package, 200 << 20))
         header = stored.header
         for name in moved:
@@ -460,34 +433,41 @@ def record_store(
             label: moved.get(label) or moved.get(group_of(label)) or usual.access_of(label)
             for label in stored.labels
         }
-        stored = patient.store(header.record, classes, policies, _purposes(purpose), acknowledge or ())
-        _show_stored(stored)
+        rule = consent_cli.consent_rule(consent, session.home.sign.public, header.record)
+        written = {"shared": rule.policy} if rule else {}
+        base = Terms.of(rule) if rule else Terms()
+        terms = consent_cli.terms_of(base, from_, until, uses, deny, approval, emergency)
+        purposes = rule.purposes if rule and not purpose else purposes_of(purpose)
+        tags = consent_cli.tags_of(tag) or ()
+        policies = DEFAULT_POLICIES | written | given
+        stored = patient.store(header.record, classes, policies, purposes, terms, tags, acknowledge or ())
+        show_stored(stored)
 
 
 @record_app.command("list")
 def record_list() -> None:
     """Patient: the records in your home."""
-    with _context.open() as session:
+    with context.open() as session:
         patient = Patient(session)
         stored = [patient.load(record) for record in patient.records()]
     rows = [
         {
             "record": s.header.record.hex(),
             "version": s.version,
-            "signed": _time(s.header.created_ms),
+            "signed": time_text(s.header.created_ms),
             "parts": s.header.count,
             "profile": s.header.profile,
         }
         for s in stored
     ]
-    _context.show(rows, lambda c: c.print(_table(rows, "record", "version", "signed", "parts", "profile")))
+    context.show(rows, lambda c: c.print(table(rows, "record", "version", "signed", "parts", "profile")))
 
 
 @record_app.command("show")
 def record_show(record: RecordId) -> None:
     """Patient: the parts of a record, their access classes and policies."""
-    with _context.open() as session:
-        _show_stored(Patient(session).load(_record(record)))
+    with context.open() as session:
+        show_stored(Patient(session).load(record_id(record)))
 
 
 @record_app.command("move")
@@ -499,6 +479,7 @@ def record_move(
     ],
     policy: Annotated[str | None, typer.Option(help="The policy, if the class is new.")] = None,
     acknowledge: Acknowledge = None,
+    yes: Yes = False,
 ) -> None:
     """Patient: move a part, or all parts of a group, between private and shared by re-encrypting keys alone.
 
@@ -506,8 +487,10 @@ def record_move(
 
     Example: `diptych record move 3fa2… m8 --to shared`
     """
-    with _context.open() as session:
-        _show_stored(Patient(session).move(_record(record), part, to, policy, acknowledge or ()))
+    with context.open() as session:
+        show_stored(
+            Patient(session, agreeing(yes)).move(record_id(record), part, to, policy, acknowledge or ())
+        )
 
 
 @record_app.command("policy")
@@ -515,6 +498,7 @@ def record_policy(
     record: RecordId,
     policy: Annotated[list[str], typer.Argument(help="CLASS=POLICY, one or several, changed together.")],
     acknowledge: Acknowledge = None,
+    yes: Yes = False,
 ) -> None:
     """Patient: change who may read by re-encrypting keys alone.
 
@@ -522,9 +506,9 @@ def record_policy(
 
     Example: `diptych record policy 3fa2… 'shared=role:researcher and org:st-mary'`
     """
-    with _context.open() as session:
-        changed = _pairs(policy, "CLASS=POLICY")
-        _show_stored(Patient(session).set_policies(_record(record), changed, acknowledge or ()))
+    with context.open() as session:
+        patient, changed = Patient(session, agreeing(yes)), pairs_of(policy, "CLASS=POLICY")
+        show_stored(patient.set_policies(record_id(record), changed, acknowledge or ()))
 
 
 @record_app.command("renew")
@@ -533,29 +517,37 @@ def record_renew(
         list[str] | None,
         typer.Argument(metavar="[RECORD]…", help="Record ids; all with time-bound policies by default."),
     ] = None,
+    yes: Yes = False,
 ) -> None:
     """Patient: encrypt the keys anew for this week, where a policy says so: status:active@week.
 
     Whose attributes were not renewed since opens nothing that is sealed from now on.
 
-    Example: `diptych record renew`
+    Example: `diptych record renew --yes` (weekly, by cron)
     """
-    with _context.open() as session:
-        patient = Patient(session)
-        wanted = [_record(text) for text in records] if records else patient.time_bound()
+    with context.open() as session:
+        patient = Patient(session, agreeing(yes))
+        wanted = [record_id(text) for text in records] if records else patient.time_bound()
         renewed = [patient.renew(record) for record in wanted]
     rows = [{"record": s.header.record.hex(), "version": s.version} for s in renewed]
-    _context.show(rows, lambda c: c.print(_table(rows, "record", "version")))
+    context.show(rows, lambda c: c.print(table(rows, "record", "version")))
 
 
 @record_app.command("log")
 def record_log(record: RecordId) -> None:
-    """The record's access log from both chains: every request, allowed or denied, and why."""
-    with _context.open() as session:
-        entries = Patient(session).log(_record(record))
-    rows = [{"chain": kind, **_receipt(receipt)} for kind, receipt in entries]
-    columns = ("time", "chain", "sender", "purpose", "decision", "reason")
-    _context.show(rows, lambda c: c.print(_table(rows, *columns)))
+    """The record's log: every version, request, decision and review on both chains, and, for its patient, every download that the cloud
+    has served or refused. Allowed, denied or waiting, and why.
+    """
+    with context.open() as session:
+        patient, wanted = Patient(session), record_id(record)
+        entries: list[tuple[int, dict[str, Any]]] = [
+            (receipt.time_ms, {"chain": kind, **receipt_fields(receipt)})
+            for kind, receipt in patient.log(wanted)
+        ]
+        entries += [(entry.time_ms, cloud_fields(entry, record)) for entry in patient.cloud_log(wanted)]
+    rows = [row for _, row in sorted(entries, key=lambda e: e[0])]
+    columns = ("time", "chain", "kind", "sender", "purpose", "decision", "reason")
+    context.show(rows, lambda c: c.print(table(rows, *columns)))
 
 
 @record_app.command("request")
@@ -568,15 +560,20 @@ def record_request(
 ) -> None:
     """Data user: ask for access. The decision and its reason are on chain; denied ends with exit code 5.
 
+    If it must wait for a second person, `diptych record open` works once they have agreed. In an emergency: `diptych access emergency`.
+
     Example: `diptych record request 3fa2… --chain storage --purpose treatment`
     """
-    (asked,) = _purposes([purpose])
-    with _context.open() as session:
-        receipt = Reader(session).request(_record(record), chain, asked)
+    (asked,) = purposes_of([purpose])
+    with context.open() as session:
+        reader = Reader(session)
+        receipt = reader.request(record_id(record), chain, asked)
+        if receipt.code == "waiting":
+            context.progress(f"waits for {reader.who_decides(receipt, chain)}")
         if not receipt.ok and session.is_renewal_due:
-            _context.progress("your attributes are of an earlier week; run diptych renew and ask again")
-    data = _receipt(receipt)
-    _context.show(data, lambda c: _print_fields(c, data))
+            context.progress("your attributes are of an earlier week; run diptych renew and ask again")
+    data = receipt_fields(receipt)
+    context.show(data, lambda c: print_fields(c, data))
     if not receipt.ok:
         raise typer.Exit(EXIT_CODES[Denied])
 
@@ -591,8 +588,8 @@ def record_open(
 
     Example: `diptych record open 3fa2… --out study/`
     """
-    with _context.open() as session:
-        opened = Reader(session).open(_record(record), chain)
+    with context.open() as session:
+        opened = Reader(session).open(record_id(record), chain)
     if out:
         for label, content in opened.parts.items():
             write(out / f"{label}.json", content, replace=True)
@@ -601,22 +598,22 @@ def record_open(
         "record": record,
         "version": opened.version,
         "doctor": opened.header.doctor.hex(),
-        "signed": _time(opened.header.created_ms),
+        "signed": time_text(opened.header.created_ms),
         "opened": rows,
         "closed_classes": list(opened.closed),
     }
-    if not out and _context.as_json:
+    if not out and context.as_json:
         data["parts"] = {label: json.loads(content) for label, content in opened.parts.items()}
 
     def human(console: Terminal) -> None:
-        console.print(_table(rows, "part", "bytes"))
+        console.print(table(rows, "part", "bytes"))
         console.print(f"the doctor's signature holds over these {len(rows)} parts")
         if opened.closed:
             console.print(f"closed to you: {', '.join(opened.closed)}")
         if out:
             console.print(f"written to {out}")
 
-    _context.show(data, human)
+    context.show(data, human)
 
 
 @record_app.command("export")
@@ -628,15 +625,15 @@ def record_export(
 
     Example: `diptych record export 3fa2… --out bundle.json`
     """
-    with _context.open() as session:
+    with context.open() as session:
         if session.home.has(f"record-{record}"):
-            stored = Patient(session).load(_record(record))
+            stored = Patient(session).load(record_id(record))
             bundle = join({part.label: part.content for part in stored.record.parts})
         else:
-            bundle = Reader(session).open(_record(record), "storage").bundle()
+            bundle = Reader(session).open(record_id(record), "storage").bundle()
     if out:
         write(out, bundle, replace=True)
-        _context.console.print(f"{len(bundle):,} bytes written to {out}")
+        context.console.print(f"{len(bundle):,} bytes written to {out}")
     else:
         sys.stdout.buffer.write(bundle + b"\n")
 
@@ -655,7 +652,7 @@ def chain_status(
 
     Examples: `diptych chain status` · `diptych chain status --verbose`
     """
-    with _context.open() as session:
+    with context.open() as session:
         found = session.on_chains(lambda kind: session.chains[kind].status())
     said = (
         [diagnose(c.committee, nodes) for c, nodes in zip(session.chains.values(), found, strict=True)]
@@ -678,13 +675,13 @@ def chain_status(
     columns = ("node", "height", "view", "leader", "peers", "mempool", "trouble")
 
     def human(console: Terminal) -> None:
-        console.print(_table(rows, *columns))
+        console.print(table(rows, *columns))
         for kind, sentences in zip(session.chains, said, strict=False):
             for sentence in sentences:
                 console.print(f"{kind}: {sentence}")
 
     data = {"nodes": nodes, "diagnosis": dict(zip(session.chains, said, strict=True))} if verbose else nodes
-    _context.show(data, human)
+    context.show(data, human)
 
 
 @chain_app.command("block")
@@ -693,17 +690,17 @@ def chain_block(
     chain: ChainOption = "storage",
 ) -> None:
     """One final block with its transactions."""
-    with _context.open() as session:
+    with context.open() as session:
         block = session.chains[chain].get(f"/v1/block/{height}")
     header = block["header"]
     rows = [{"tx": t["tx"], "kind": t["action"]["type"], "sender": t["sender"][:16]} for t in block["txs"]]
 
     def human(console: Terminal) -> None:
         fields = ("height", "view", "time_ms", "parent", "tx_root", "proposer")
-        _print_fields(console, {"block": block["block"], **{name: header[name] for name in fields}})
-        console.print(_table(rows, "tx", "kind", "sender"))
+        print_fields(console, {"block": block["block"], **{name: header[name] for name in fields}})
+        console.print(table(rows, "tx", "kind", "sender"))
 
-    _context.show(block, human)
+    context.show(block, human)
 
 
 @chain_app.command("tx")
@@ -712,9 +709,11 @@ def chain_tx(
     chain: ChainOption = "storage",
 ) -> None:
     """The receipt of one final transaction."""
-    with _context.open() as session:
-        data = _receipt(session.chains[chain].receipt(_hex(tx, 32, "the transaction id")))
-    _context.show(data, lambda c: _print_fields(c, data))
+    with context.open() as session:
+        data = receipt_fields(
+            session.chains[chain].verified_receipt(hex_bytes(tx, 32, "the transaction id")).proof.receipt
+        )
+    context.show(data, lambda c: print_fields(c, data))
 
 
 @app.command("audit")
@@ -744,7 +743,7 @@ def audit_databases(
         if databases or out:
             raise Malformed("--verify checks a file alone; leave the databases and --out away")
         rows = _convictions_shown(audit.verify(read(verify, audit.MAX_FILE), chain))
-        _context.show(rows, lambda c: c.print(_table(rows, *CONVICTION)))
+        context.show(rows, lambda c: c.print(table(rows, *CONVICTION)))
         return
     if not databases or len(databases) < 2:
         raise Malformed("name two or more databases to compare, or --verify FILE")
@@ -770,9 +769,9 @@ def audit_databases(
     def human(console: Terminal) -> None:
         console.print(verdict)
         if rows:
-            console.print(_table(rows, *CONVICTION))
+            console.print(table(rows, *CONVICTION))
 
-    _context.show(data, human)
+    context.show(data, human)
     if report.fork is not None:
         raise typer.Exit(FORK)
 
@@ -793,109 +792,16 @@ def _convictions_shown(convictions: Sequence[audit.Conviction]) -> list[dict[str
     ]
 
 
-# --- helpers ----------------------------------------------------------------------------------------------------------------
-
-
-def _hex(text: str, size: int, what: str) -> bytes:
-    with suppress(ValueError):
-        if len(value := bytes.fromhex(text)) == size:
-            return value
-    raise Malformed(f"{what} must be {2 * size} hex digits")
-
-
-def _record(text: str) -> bytes:
-    return _hex(text, 16, "the record id")
-
-
-def _pairs(texts: list[str], form: str) -> dict[str, str]:
-    pairs = [text.partition("=") for text in texts]
-    if any(not name or not value for name, _, value in pairs):
-        raise Malformed(f"write {form}")
-    return {name.strip(): value for name, _, value in pairs}
-
-
-def _purposes(texts: list[str] | None) -> tuple[Purpose, ...]:
-    if not texts:
-        return DEFAULT_PURPOSES
-    known = Purpose.__args__  # type: ignore[attr-defined]
-    if unknown := set(texts) - set(known):
-        raise Malformed(f"{min(unknown)!r} is no purpose of use; use one of {', '.join(known)}")
-    return tuple(texts)  # type: ignore[arg-type]
-
-
-def _time(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
-
-
-def _receipt(receipt: Receipt) -> dict[str, Any]:
-    return {
-        "tx": receipt.tx.hex(),
-        "height": receipt.height,
-        "time": _time(receipt.time_ms),
-        "kind": receipt.kind,
-        "sender": receipt.sender.hex(),
-        "record": receipt.record.hex() if receipt.record else None,
-        "purpose": receipt.purpose,
-        "decision": "allowed" if receipt.ok else "denied",
-        "code": receipt.code,
-        "reason": receipt.reason,
-    }
-
-
-def _show_stored(stored: StoredRecord) -> None:
-    header, labels = stored.header, stored.labels
-    rows = [
-        {"part": label, "access": part.access, "ciphertext": part.blob.hash.hex(), "bytes": part.blob.size}
-        for label, part in zip(labels, stored.parts, strict=bool(stored.parts))
-    ]
-    policies = dict(stored.policies)
-    rules = [ceas.text(rule, header.count, labels.__getitem__) for rule in header.rules]
-    data = {
-        "record": header.record.hex(),
-        "version": stored.version,
-        "policies": policies,
-        "rules": rules,
-        "parts": rows,
-    }
-
-    def human(console: Terminal) -> None:
-        console.print(_table(rows, "part", "access", "ciphertext", "bytes"))
-        for name, policy in policies.items():
-            console.print(f"{name:8} {policy}")
-        for rule in rules:
-            console.print(f"rule     {rule}")
-        console.print(
-            f"record   {header.record.hex()}  version {stored.version}"
-            + ("" if stored.version else " (not stored yet)")
-        )
-
-    _context.show(data, human)
-
-
-def _table(rows: list[dict[str, Any]], *columns: str) -> Table:
-    table = Table(*columns)
-    for row in rows:
-        cells = [f"{v:,}" if isinstance(v := row[c], int) and c == "bytes" else str(v) for c in columns]
-        table.add_row(*[cell[:16] + "…" if len(cell) == 64 else cell for cell in cells])
-    return table
-
-
-def _print_fields(console: Terminal, data: Mapping[str, Any]) -> None:
-    width = max(map(len, data))
-    for name, value in data.items():
-        console.print(f"{name:{width}}  {', '.join(value) if isinstance(value, list) else value}")
-
-
 def main() -> None:
     """Entry point: a refusal becomes one sentence on standard error and its exit code."""
     try:
         app()
     except DiptychError as error:
         code = next((EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES), 1)
-        if _context.as_json:
+        if context.as_json:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}), file=sys.stderr)
         else:
-            _context.console.print(f"error: {error}", style="red")
+            context.console.print(f"error: {error}", style="red")
         sys.exit(code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import httpx2
 
-from client.chain import checked, http_client, now_ms
+from client.light import MAX_LOG
+from client.web import checked, http_client, now_ms
 from crypto.codec import encode
 from crypto.errors import Malformed, Unauthentic, Unavailable
 from crypto.sign import Ed25519Signer
@@ -21,6 +22,12 @@ from protocol.record import (
     MAX_PART,
     MAX_REQUEST_HEAD,
     BlobRef,
+    CloudEntry,
+    CloudLogBody,
+    CloudLogRequest,
+    Delete,
+    DeleteBody,
+    DeletionReceipt,
     Download,
     DownloadBody,
     DownloadHead,
@@ -28,9 +35,12 @@ from protocol.record import (
     Index,
     Upload,
     UploadReceipt,
+    decode_cloud_log_page,
+    decode_deletion_receipt,
     decode_download_head,
     decode_envelope,
     decode_upload_receipt,
+    digest,
 )
 
 _MSGPACK = {"content-type": "application/msgpack"}
@@ -39,7 +49,7 @@ _MAX_DOWNLOAD_HEAD = MAX_REQUEST_HEAD + MAX_CLASSES * MAX_ENVELOPE
 
 class CloudClient:
     def __init__(self, service: Service) -> None:
-        self._url, self._key = service.url, bytes.fromhex(service.key)
+        self._url, self.key = service.url, bytes.fromhex(service.key)
         self._http = http_client(120)
 
     def close(self) -> None:
@@ -61,8 +71,51 @@ class CloudClient:
                 f"the cloud does not answer ({type(error).__name__}); try again later"
             ) from None
         receipt = decode_upload_receipt(response.content)
-        receipt.verify(upload, self._key)
+        receipt.verify(upload, self.key)
         return receipt
+
+    def delete(self, record: bytes, patient: Ed25519Signer, before: int | None = None) -> DeletionReceipt:
+        """Have the cloud delete all it holds of a record for good, or only the versions `before` one; its signed receipt says what is gone.
+        Asking again is safe and gives a receipt again. The whole record can never be uploaded again."""
+        body = DeleteBody(self.key, patient.public, record, before, now_ms(), os.urandom(16))
+        receipt = decode_deletion_receipt(self._post("delete", encode(Delete.make(body, patient))))
+        receipt.verify(record, self.key, before)
+        if receipt.request != digest("delete", encode(body)):
+            raise Unauthentic("the cloud's deletion receipt is for another request")
+        return receipt
+
+    def access_log(self, record: bytes, patient: Ed25519Signer) -> list[CloudEntry]:
+        """Every download of a record that the cloud served or refused, oldest first.
+
+        The cloud's signature holds over all of them and their order: what it leaves out or changes later contradicts an earlier answer,
+        which is the beginning of this one.
+        """
+        entries: list[CloudEntry] = []
+        head, more = bytes(32), True
+        while more:
+            body = CloudLogBody(self.key, patient.public, record, len(entries), now_ms(), os.urandom(16))
+            request = CloudLogRequest.make(body, patient)
+            page = decode_cloud_log_page(self._post("log", encode(request)))
+            page.verify(request, self.key)
+            for entry in page.entries:
+                head = entry.head_after(head)
+            entries += page.entries
+            more = len(entries) < page.count
+            if (more and not page.entries) or (not more and (len(entries), head) != (page.count, page.head)):
+                raise Unauthentic("the entries of the cloud's log are not those that it has signed")
+            if len(entries) > MAX_LOG:
+                raise Malformed(f"the cloud's log has more than {MAX_LOG} entries, which no record has")
+        return entries
+
+    def _post(self, what: str, content: bytes) -> bytes:
+        try:
+            return checked(
+                self._http.post(f"{self._url}/v1/{what}", content=content, headers=_MSGPACK)
+            ).content
+        except httpx2.HTTPError as error:
+            raise Unavailable(
+                f"the cloud does not answer ({type(error).__name__}); try again later"
+            ) from None
 
     def fetch(
         self, index: Index, ticket: SignedTicket | None, reader: Ed25519Signer, wanted: Sequence[BlobRef] = ()
@@ -70,7 +123,7 @@ class CloudClient:
         """The view that `index` points at, its envelopes, and the `wanted` parts by hash, all checked against their names."""
         names = tuple(ref.hash for ref in wanted)
         request = Download.make(
-            DownloadBody(index, ticket, reader.public, names, now_ms(), os.urandom(16)), reader
+            DownloadBody(self.key, index, ticket, reader.public, names, now_ms(), os.urandom(16)), reader
         )
         size = 4 + _MAX_DOWNLOAD_HEAD + sum(ref.size for ref in wanted)
         try:

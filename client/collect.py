@@ -11,8 +11,8 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 import httpx2
 
-from client.chain import checked, http_client, now_ms
 from client.enrolment import Issued, KeyRequest, KeyRequestBody, decode_issued
+from client.web import checked, http_client, now_ms
 from crypto.abe import AttributeKey, PublicKey
 from crypto.codec import encode
 from crypto.errors import Conflict, DiptychError, NotFound, Unauthentic, Unavailable

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from configs.files import load_network, read, read_key, read_text, write, write_key
+from configs.files import destroy, load_network, read, read_key, read_text, write, write_key
 from crypto import guardians
 from crypto.abe import MAX_ATTRIBUTE_KEY_BYTES, AttributeKey, PublicKey
 from crypto.ces import CesSigner
@@ -189,6 +189,10 @@ class Home:
 
     def remove(self, name: str) -> None:
         self._file(name).unlink(missing_ok=True)
+
+    def destroy(self, name: str) -> None:
+        """Overwrite and remove the sealed file `name`, so that who gets the root later does not find it in what is left of it."""
+        destroy(self._file(name))
 
     def names(self, kind: str) -> list[str]:
         """The names `kind-…` of sealed files, without the prefix."""

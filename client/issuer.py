@@ -12,8 +12,9 @@ from pathlib import Path
 import httpx2
 import structlog
 
-from client.chain import ChainClient, checked, http_client, now_ms
+from client.chain import ChainClient
 from client.enrolment import MAX_SKEW_MS, Issued, KeyRequest
+from client.web import checked, http_client, now_ms
 from configs.files import read, read_key, write, write_key
 from crypto.codec import encode
 from crypto.dkg import HolderKey
@@ -23,6 +24,7 @@ from crypto.sign import Ed25519Signer
 from crypto.split import IssuerKey
 from protocol.ceremony import MAX_MESSAGE, ROUNDS, Ceremony
 from protocol.genesis import Genesis
+from protocol.identity import KEY_KIND, key_attribute
 from protocol.network import Network
 
 PAUSE_S = 0.1
@@ -101,8 +103,11 @@ class Issuer:
                 "the request was signed at another time; set the clock of this machine and try again"
             )
         credential = body.credential.verify(self._genesis[0].authority, now)
+        own = key_attribute(credential.subject)
+        if any(name.startswith(f"{KEY_KIND}:") and name != own for name in credential.attributes):
+            raise Denied("the credential names another person's key among its attributes")
         for chain in self._chains:
-            person = chain.agreed_person(credential.subject)
+            person = chain.verified_person(credential.subject)
             if person.is_revoked:
                 raise Denied("the credential of this key was revoked; ask the authority for a new invitation")
             if person.signed != body.credential:

@@ -1,19 +1,18 @@
 """`diptych record lint`: what in the parts about to be shared says who the patient is."""
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import typer
 
+from client.command import context, record_id
 from client.fhir import PRIVATE, group_of, load_bundle, load_profile, read_bundle, split
 from client.fhir.lint import MEANING, Finding, lint
 from client.patient import Patient
-from client.session import Session
 from client.sharing import findings_of
 from client.terminal import Terminal
-from crypto.errors import Malformed, NotFound
+from crypto.errors import NotFound
 
 Acknowledge = Annotated[
     list[str] | None,
@@ -25,67 +24,56 @@ Acknowledge = Annotated[
 ]
 
 
-class Context(Protocol):
-    """What the command needs of the command line around it."""
-
-    def open(self) -> Session: ...
-    def show(self, data: Any, human: Callable[[Terminal], None]) -> None: ...
+app = typer.Typer()
 
 
-def add_to(records: typer.Typer, context: Callable[[], Context]) -> None:
-    """Give the commands on records the command `lint`."""
+@app.command("lint")
+def record_lint(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="BUNDLE|RECORD", help="A bundle before it is signed, or a record of yours."),
+    ],
+    profile: Annotated[
+        str | None,
+        typer.Option(help="The profile of the bundle (safe), or of a record not stored yet (its doctor's)."),
+    ] = None,
+    share: Annotated[
+        list[str] | None,
+        typer.Option(help="Look as if this part, or all of this group, were shared too; repeatable."),
+    ] = None,
+    values: Annotated[
+        bool,
+        typer.Option(
+            "--values", help="Show what was found: keep it out of logs and off other people's screens."
+        ),
+    ] = False,
+) -> None:
+    """Doctor and patient: find the patient's names, addresses, telecoms, identifiers and birth date in what is about to be shared.
 
-    @records.command("lint")
-    def record_lint(
-        what: Annotated[
-            str,
-            typer.Argument(
-                metavar="BUNDLE|RECORD", help="A bundle before it is signed, or a record of yours."
-            ),
-        ],
-        profile: Annotated[
-            str | None,
-            typer.Option(
-                help="The profile of the bundle (safe), or of a record not stored yet (its doctor's)."
-            ),
-        ] = None,
-        share: Annotated[
-            list[str] | None,
-            typer.Option(help="Look as if this part, or all of this group, were shared too; repeatable."),
-        ] = None,
-        values: Annotated[
-            bool,
-            typer.Option(
-                "--values", help="Show what was found: keep it out of logs and off other people's screens."
-            ),
-        ] = False,
-    ) -> None:
-        """Doctor and patient: find the patient's names, addresses, telecoms, identifiers and birth date in what is about to be shared.
+    Also names sensitive parts, and attachments that could not be looked into. Before a part is shared for research, each finding is
+    taken out, its part made private, or it is acknowledged by its id. A finding's id stays as long as its resource does.
 
-        Also names sensitive parts, and attachments that could not be looked into. Before a part is shared for research, each finding is
-        taken out, its part made private, or it is acknowledged by its id. A finding's id stays as long as its resource does.
+    Examples: `diptych record lint patient.json` · `diptych record lint 3fa2… --share m8`
+    """
+    if Path(what).exists() or what == "-":
+        parts = split(read_bundle(load_bundle(what)), load_profile(profile or "safe"))
+        contents = {part.label: part.content for part in parts}
+        shared = {part.label for part in parts if part.access != PRIVATE}
+        findings = lint(contents, shared | _chosen(contents, share))
+    else:
+        with context.open() as session:
+            stored = Patient(session).load(record_id(what))
+        access = {label: part.access for label, part in zip(stored.labels, stored.parts, strict=False)}
+        if not stored.version:
+            usual = load_profile(profile or stored.header.profile)
+            access = {label: usual.access_of(label) for label in stored.labels}
+        findings = findings_of(stored, access | dict.fromkeys(_chosen(access, share), "shared"))
+    rows = [_row(finding, values) for finding in findings]
 
-        Examples: `diptych record lint patient.json` · `diptych record lint 3fa2… --share m8`
-        """
-        if Path(what).exists() or what == "-":
-            parts = split(read_bundle(load_bundle(what)), load_profile(profile or "safe"))
-            contents = {part.label: part.content for part in parts}
-            shared = {part.label for part in parts if part.access != PRIVATE}
-            findings = lint(contents, shared | _chosen(contents, share))
-        else:
-            with context().open() as session:
-                stored = Patient(session).load(_record_id(what))
-            access = {label: part.access for label, part in zip(stored.labels, stored.parts, strict=False)}
-            if not stored.version:
-                usual = load_profile(profile or stored.header.profile)
-                access = {label: usual.access_of(label) for label in stored.labels}
-            findings = findings_of(stored, access | dict.fromkeys(_chosen(access, share), "shared"))
-        rows = [_row(finding, values) for finding in findings]
+    def human(console: Terminal) -> None:
+        _print(console, findings, rows)
 
-        def human(console: Terminal) -> None:
-            _print(console, findings, rows)
-
-        context().show(rows, human)
+    context.show(rows, human)
 
 
 def _chosen(labels: Any, share: list[str] | None) -> set[str]:
@@ -95,16 +83,6 @@ def _chosen(labels: Any, share: list[str] | None) -> set[str]:
                 f"there is no part {name!r}; the parts are {', '.join(dict.fromkeys(map(group_of, labels)))}"
             )
     return {label for label in labels if {label, group_of(label)} & set(wanted)}
-
-
-def _record_id(text: str) -> bytes:
-    try:
-        record = bytes.fromhex(text)
-    except ValueError:
-        record = b""
-    if len(record) != 16:
-        raise Malformed("give the path of a bundle that is there, or a record id of 32 hex digits")
-    return record
 
 
 def _row(finding: Finding, values: bool) -> dict[str, Any]:

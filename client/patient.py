@@ -6,98 +6,43 @@ upload and becomes current when both chains have it; whatever interrupts, `resum
 """
 
 import os
-from collections.abc import Collection, Mapping
-from typing import Annotated
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
-from client.chain import now_ms
-from client.doctor import MAX_RECORD, Record, header_digest, open_package
-from client.fhir import PRIVATE, group_of, named
+from client.consequences import Change, Consequences, foresee, past_readers
+from client.doctor import header_digest, open_package
+from client.fhir import PRIVATE
 from client.session import KINDS, Session
 from client.sharing import check_sharing
+from client.stored import (
+    PendingVersion,
+    Proxies,
+    StoredPart,
+    StoredRecord,
+    Terms,
+    decode_pending_version,
+    decode_proxies,
+    decode_stored,
+)
+from client.web import now_ms
 from crypto import ces
 from crypto.abe import encapsulate
-from crypto.codec import Bytes32, Decoder, UInt, Wire, encode
-from crypto.epoch import EVERY_WEEK, in_week, week_at
+from crypto.codec import encode
+from crypto.epoch import EVERY_WEEK, week_at
 from crypto.errors import Conflict, Denied, Malformed, NotFound, Unauthentic
 from crypto.parts import seal_part, wrap_key
-from crypto.policy import either, parse
+from crypto.policy import parse
 from crypto.tdh2 import encrypt
-from protocol.contract import Receipt
+from protocol.contract import Proxy, Receipt
 from protocol.identity import ChainKind, Purpose
 from protocol.index_key import index_label
-from protocol.record import (
-    MAX_CLASSES,
-    BlobRef,
-    Envelope,
-    Index,
-    SealedPart,
-    Upload,
-    UploadBody,
-    View,
-    digest,
-)
-from protocol.tx import Publish, Rule
+from protocol.record import BlobRef, CloudEntry, Envelope, Index, SealedPart, Upload, UploadBody, View, digest
+from protocol.tx import Power, Publish, Retire, SetProxy
 
-AccessClass = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[a-z][a-z0-9-]*\Z")]
-
-
-class _Part(Wire, frozen=True):
-    """Where a part stands: its class, its key, and its ciphertext with the version that it was sealed in."""
-
-    access: AccessClass
-    key: Bytes32
-    sealed_in: UInt
-    blob: BlobRef
-
-
-class StoredRecord(Wire, frozen=True, tag="stored-record/1"):
-    """A record as its patient keeps it; `version` 0 means not stored yet. In `policies`, `@week` stands for the week in
-    which a version is made."""
-
-    record: Record
-    version: UInt
-    parts: tuple[_Part, ...]
-    policies: Annotated[tuple[tuple[AccessClass, str], ...], msgspec.Meta(max_length=MAX_CLASSES)]
-    purposes: tuple[Purpose, ...]
-
-    @property
-    def header(self) -> ces.Header:
-        return self.record.signature.header
-
-    def policy_of(self, access: str) -> str | None:
-        return dict(self.policies).get(access)
-
-    @property
-    def is_time_bound(self) -> bool:
-        """Whether a policy says `@week`."""
-        return any(in_week(text, "") != text for _, text in self.policies)
-
-    @property
-    def labels(self) -> list[str]:
-        return [part.label for part in self.record.parts]
-
-    def indices_of(self, name: str) -> tuple[int, ...]:
-        """The part with this label, or all parts of this group; `NotFound` listing the groups there are."""
-        found = named(self.labels).get(name)
-        if found is None:
-            groups = ", ".join(dict.fromkeys(map(group_of, self.labels)))
-            raise NotFound(f"the record has no part {name!r}; its parts are {groups}")
-        return found
-
-
-class _Pending(Wire, frozen=True, tag="pending/1"):
-    """A version on its way: everything needed to send it, again if need be."""
-
-    stored: StoredRecord
-    views: tuple[View, ...]
-    blobs: tuple[bytes, ...]
-    publications: tuple[tuple[ChainKind, Publish], ...]
-
-
-_decode_stored = Decoder(StoredRecord, "a stored record", MAX_RECORD)
-_decode_pending = Decoder(_Pending, "a pending version", 3 * MAX_RECORD)
+NO_TERMS = Terms()
+Agree = Callable[[Consequences], None]
+"""Called before a change is made; raises to leave everything as it is."""
 
 
 def envelope_context(record: bytes, version: int, access: str, extract: bytes) -> bytes:
@@ -105,9 +50,38 @@ def envelope_context(record: bytes, version: int, access: str, extract: bytes) -
     return encode((record, version, access, digest("extract", extract)))
 
 
+def _with_policies(stored: StoredRecord, policies: Mapping[str, str]) -> StoredRecord:
+    """The record with other policies for some of its classes; `PolicyError`, or `NotFound` for a class that it has not."""
+    if unknown := set(policies) - {name for name, _ in stored.policies}:
+        raise NotFound(f"the record has no access class {min(unknown)!r}")
+    changed = dict(stored.policies) | {name: str(parse(text)) for name, text in policies.items()}
+    return stored.with_parts(list(stored.parts), changed)
+
+
+def _with_terms(
+    stored: StoredRecord, purposes: tuple[Purpose, ...], terms: Terms, tags: Sequence[bytes]
+) -> StoredRecord:
+    """The record under other terms, in the form that the contract takes; `Malformed` if it would take none of them."""
+    if not purposes or "emergency" in purposes:
+        raise Malformed(
+            "a record is open for at least one purpose; emergency is none of them, its policy says who may break the glass"
+        )
+    if terms.from_ms is not None and terms.until_ms is not None and terms.from_ms >= terms.until_ms:
+        raise Malformed("the rule ends before it begins; give it a later end")
+    terms = msgspec.structs.replace(
+        terms,
+        deny=tuple(sorted(set(terms.deny))),
+        approval=None if terms.approval is None else str(parse(terms.approval)),
+        emergency=None if terms.emergency is None else str(parse(terms.emergency)),
+    )
+    return msgspec.structs.replace(stored, purposes=purposes, terms=terms, tags=tuple(sorted(set(tags))))
+
+
 class Patient:
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    """`agree` is told what each change leads to, before anything is written or sent."""
+
+    def __init__(self, session: Session, agree: Agree | None = None) -> None:
+        self._session, self._agree = session, agree
         self._home = session.home
 
     def receive(self, package: bytes) -> StoredRecord:
@@ -121,7 +95,7 @@ class Patient:
         if doctor.ces_key is None or doctor.role != "doctor":
             raise Unauthentic("the signer of the record is not certified as a doctor")
         ces.verify_full(record.signature, record.messages, doctor.ces_key.suite, doctor.ces_key.public)
-        entry = self._session.chains["storage"].record(header.record)
+        entry = self._session.chains["storage"].verified_record(header.record)
         if entry.header != header_digest(header) or entry.doctor != header.doctor:
             raise Unauthentic("the record differs from what its doctor attested on chain")
         name = header.record.hex()
@@ -130,13 +104,16 @@ class Patient:
         return self.load(header.record)
 
     def records(self) -> list[bytes]:
-        return [bytes.fromhex(name) for name in self._home.names("record")]
+        """Those that are not about to be erased."""
+        erased = set(self._home.names("erasure"))
+        return [bytes.fromhex(name) for name in self._home.names("record") if name not in erased]
 
     def load(self, record: bytes) -> StoredRecord:
+        self._check_not_erased(record)
         name = f"record-{record.hex()}"
         if not self._home.has(name):
             raise NotFound("this home has no such record; list yours with: diptych record list")
-        return _decode_stored(self._home.load(name))
+        return decode_stored(self._home.load(name))
 
     def store(
         self,
@@ -144,11 +121,13 @@ class Patient:
         access: Mapping[str, str],
         policies: Mapping[str, str],
         purposes: tuple[Purpose, ...],
+        terms: Terms = NO_TERMS,
+        tags: Sequence[bytes] = (),
         acknowledged: Collection[str] = (),
     ) -> StoredRecord:
         """First version of a record: each part (by label) in its access class, each class under its policy; uploaded once,
-        indexed on both chains. `PolicyError` before anything is sent when a policy does not parse; here and below, `FindingsLeft` when
-        parts that open for research hold findings that are not `acknowledged` (`client.sharing`)."""
+        indexed on both chains. `Malformed` before anything is sent when a policy does not parse or the terms make no rule; here and
+        below, `FindingsLeft` when parts that open for research hold findings that are not `acknowledged` (`client.sharing`)."""
         stored = self.resume(record) or self.load(record)
         if stored.version:
             raise Conflict(
@@ -162,17 +141,14 @@ class Patient:
         for index, (label, message) in enumerate(zip(labels, stored.record.messages, strict=True)):
             key = os.urandom(32)
             blob = seal_part(key, record, index, 1, stored.record.signature.tag(index), message)
-            parts.append(_Part(access[label], key, 1, BlobRef.of(blob)))
+            parts.append(StoredPart(access[label], key, 1, BlobRef.of(blob)))
             blobs.append(blob)
         used = {p.access for p in parts}
         if missing := used - set(policies):
             raise Malformed(f"the access class {min(missing)!r} has no policy; give one")
-        kept = tuple(sorted((name, str(parse(text))) for name, text in policies.items() if name in used))
-        return self._advance(
-            msgspec.structs.replace(stored, parts=tuple(parts), policies=kept, purposes=purposes),
-            blobs,
-            acknowledged,
-        )
+        normal = {name: str(parse(text)) for name, text in policies.items()}
+        after = _with_terms(stored.with_parts(parts, normal), purposes, terms, tags)
+        return self._advance(stored, after, "store", blobs, acknowledged)
 
     def move(
         self,
@@ -200,17 +176,49 @@ class Patient:
         policies = dict(stored.policies)
         if policy is not None:
             policies[access] = str(parse(policy))
-        return self._advance(self._with(stored, parts, policies), [], acknowledged)
+        return self._advance(stored, stored.with_parts(parts, policies), "rewrap", (), acknowledged)
 
     def set_policies(
         self, record: bytes, policies: Mapping[str, str], acknowledged: Collection[str] = ()
     ) -> StoredRecord:
         """Change who may read classes of the record by re-encrypting keys alone (eqs. 20, 21)."""
         stored = self._stored(record)
-        if unknown := set(policies) - {name for name, _ in stored.policies}:
-            raise NotFound(f"the record has no access class {min(unknown)!r}")
-        changed = dict(stored.policies) | {name: str(parse(text)) for name, text in policies.items()}
-        return self._advance(self._with(stored, list(stored.parts), changed), [], acknowledged)
+        return self._advance(stored, _with_policies(stored, policies), "rewrap", (), acknowledged)
+
+    def set_terms(
+        self,
+        record: bytes,
+        purposes: tuple[Purpose, ...] | None = None,
+        terms: Terms | None = None,
+        tags: Sequence[bytes] | None = None,
+        acknowledged: Collection[str] = (),
+        policies: Mapping[str, str] | None = None,
+    ) -> StoredRecord:
+        """Change the conditions of the rule, and `policies` of classes with them, what is None staying as it is, by re-encrypting keys
+        alone. `Malformed` if they make no rule, `Conflict` if that changes nothing."""
+        stored = self._stored(record)
+        after = _with_terms(
+            _with_policies(stored, policies or {}),
+            stored.purposes if purposes is None else purposes,
+            stored.terms if terms is None else terms,
+            stored.tags if tags is None else tags,
+        )
+        if after == stored:
+            raise Conflict("the record has this very rule already")
+        return self._advance(stored, after, "rewrap", (), acknowledged)
+
+    def rekey(self, record: bytes, names: Sequence[str] = ()) -> StoredRecord:
+        """Encrypt parts or groups, by default all, under new keys, and upload the new ciphertexts with the new version."""
+        stored = self._stored(record)
+        indices = sorted({i for name in names for i in stored.indices_of(name)}) or range(len(stored.parts))
+        messages, parts, blobs = stored.record.messages, list(stored.parts), []
+        for index in indices:
+            key, tag = os.urandom(32), stored.record.signature.tag(index)
+            blob = seal_part(key, record, index, stored.version + 1, tag, messages[index])
+            parts[index] = StoredPart(parts[index].access, key, stored.version + 1, BlobRef.of(blob))
+            blobs.append(blob)
+        after = msgspec.structs.replace(stored, parts=tuple(parts))
+        return self._advance(stored, after, "rekey", blobs)
 
     def time_bound(self) -> list[bytes]:
         """The stored records with a policy that says `@week`."""
@@ -228,26 +236,100 @@ class Patient:
                 f"no policy of the record has a time-bound attribute such as status:active{EVERY_WEEK}, "
                 "so there is nothing to renew; change one with record policy"
             )
-        return self._advance(stored, [])
+        return self._advance(stored, stored, "rewrap")
+
+    def retire(self, record: bytes, replaced_by: bytes | None = None) -> StoredRecord:
+        """End a record on both chains: nobody is granted it any more. Safe to repeat after a failure."""
+        stored = self.load(record)
+        if not stored.is_retired:
+            stored = self.resume(record) or stored
+            if replaced_by is not None:
+                self._session.on_chains(lambda kind: self._check_own(kind, replaced_by))
+            if self._agree:
+                self._agree(self.foresee("retire", stored, None))
+            # Written first: a version begun between the two chains' retirements could never be finished.
+            stored = msgspec.structs.replace(stored, is_retired=True)
+            self._save(stored)
+        self._session.progress("retiring the record on both chains")
+        self._session.on_chains(lambda kind: self._retire(kind, Retire(record, replaced_by)))
+        return stored
+
+    def _check_own(self, kind: ChainKind, record: bytes) -> None:
+        other = self._session.chains[kind].verified_record(record)
+        if other.patient != self._home.sign.public or other.status == "retired":
+            raise Denied("a record is replaced by another live one of yours alone; this one is not")
+
+    def _retire(self, kind: ChainKind, action: Retire) -> None:
+        chain = self._session.chains[kind]
+        if chain.verified_record(action.record).status not in ("retired", "erased"):
+            chain.execute(self._home.sign, action)
+
+    # --- proxies ----------------------------------------------------------------------------------------------------------
+
+    def proxies(self) -> Proxies:
+        """Who acts for this patient, as this home last said."""
+        return decode_proxies(self._home.load("proxies")) if self._home.has("proxies") else Proxies()
+
+    def set_proxy(self, proxy: bytes, powers: Sequence[Power], from_ms: int, until_ms: int) -> list[bytes]:
+        """Let a certified person act for this patient within these times, or end it (no `powers`), on both chains; then encrypt the
+        keys of every stored record so that exactly the proxies who may read open them. Safe to repeat after a failure, which does
+        what is left to do. Returns the records that got a new version."""
+        action = SetProxy(proxy, tuple(sorted(set(powers))), from_ms, until_ms)
+        others = tuple(p for p in self.proxies().proxies if p.proxy != proxy)
+        me = self._home.sign.public
+        mine = (Proxy(me, proxy, action.powers, from_ms, until_ms),) if powers else ()
+        self._session.progress("telling both chains who acts for you")
+        for receipt in self._session.on_chains(
+            lambda kind: self._session.chains[kind].send(self._home.sign, action)
+        ):
+            if not receipt.ok and receipt.code != "unknown-proxy":
+                raise Denied(f"the contract refused: {receipt.reason} ({receipt.code})")
+        self._home.save("proxies", encode(Proxies((*others, *mine))))
+        return self.admit_proxies()
+
+    def admit_proxies(self) -> list[bytes]:
+        """Give every stored record whose envelopes let other proxies in than those who may read a new version."""
+        reading, changed = self.proxies().reading(now_ms()), []
+        for record in self.records():
+            stored = self.resume(record) or self.load(record)
+            if stored.version and not stored.is_retired and stored.proxies != reading:
+                self._advance(stored, stored, None)
+                changed.append(record)
+        return changed
 
     def log(self, record: bytes) -> list[tuple[ChainKind, Receipt]]:
-        """Every access request for the record on both chains, allowed or denied, oldest first."""
+        """Every receipt that concerns the record on both chains, refusals too, oldest first; proved to be complete."""
         found = self._session.on_chains(
-            lambda kind: [(kind, r) for r in self._session.chains[kind].access_log(record)]
+            lambda kind: [(kind, r) for r in self._session.chains[kind].verified_log(record).receipts]
         )
         return sorted(
             (entry for chain in found for entry in chain),
             key=lambda e: (e[1].time_ms, e[1].height, e[1].position),
         )
 
+    def cloud_log(self, record: bytes) -> list[CloudEntry]:
+        """Every download of the record that the cloud has served or refused, oldest first; nothing for who is not its patient, or where
+        the cloud holds nothing of it."""
+        if not self._home.has(f"record-{record.hex()}"):
+            return []
+        try:
+            return self._session.cloud.access_log(record, self._home.sign)
+        except NotFound:
+            return []
+
     def resume(self, record: bytes) -> StoredRecord | None:
         """Finish a version that was interrupted; None if there is none."""
+        self._check_not_erased(record)
         name = f"pending-{record.hex()}"
         if not self._home.has(name):
             return None
-        pending = _decode_pending(self._home.load(name))
+        pending = decode_pending_version(self._home.load(name))
         self._send(pending)
         return pending.stored
+
+    def _check_not_erased(self, record: bytes) -> None:
+        if self._home.has(f"erasure-{record.hex()}"):
+            raise Conflict("the record is erased, or about to be; see, or finish, with: diptych record erase")
 
     # --- making a version -------------------------------------------------------------------------------------------------
 
@@ -255,39 +337,57 @@ class Patient:
         stored = self.resume(record) or self.load(record)
         if not stored.version:
             raise Conflict("the record is not stored yet; use record store first")
+        if stored.is_retired:
+            raise Conflict(
+                "the record is retired, or about to be (record retire finishes that); it gets no new version"
+            )
         return stored
 
-    def _with(self, stored: StoredRecord, parts: list[_Part], policies: dict[str, str]) -> StoredRecord:
-        used = {p.access for p in parts}
-        kept = tuple(sorted((name, text) for name, text in policies.items() if name in used))
-        return msgspec.structs.replace(stored, parts=tuple(parts), policies=kept)
+    def foresee(self, change: Change, before: StoredRecord, after: StoredRecord | None) -> Consequences:
+        """What a change leads to for the people who are certified now."""
+        self._session.progress("looking up who is certified and who has read")
+        people = [p.signed.credential for p in self._session.chains["sharing"].people() if not p.is_revoked]
+        past = past_readers(self.log(before.header.record)) - {self._home.sign.public}
+        return foresee(change, before, after, people, past, now_ms())
 
     def _advance(
-        self, stored: StoredRecord, new_blobs: list[bytes], acknowledged: Collection[str] = ()
+        self,
+        before: StoredRecord,
+        after: StoredRecord,
+        change: Change | None,
+        new_blobs: Sequence[bytes] = (),
+        acknowledged: Collection[str] = (),
     ) -> StoredRecord:
-        """Build the next version of `stored`, write it down, send it."""
-        for label in check_sharing(self.load(stored.header.record), stored, acknowledged):
+        """Make the version after `before` out of `after`: have it agreed to, if it is a `change` of its own, write it down, send it."""
+        for label in check_sharing(before, after, acknowledged):
             self._session.progress(
                 f"warning: {label} holds what is marked as sensitive and leaves the private class"
             )
-        stored = msgspec.structs.replace(stored, version=stored.version + 1)
+        stored = msgspec.structs.replace(
+            after,
+            version=before.version + 1,
+            week=week_at(now_ms()),
+            proxies=self.proxies().reading(now_ms()),
+        )
+        policies = stored.envelope_policies()
+        if not set(policies) - {PRIVATE}:
+            raise Malformed(
+                "at least one part must stay outside the private class, or the sharing chain has nothing to index"
+            )
         self._session.progress("encrypting the keys under the policies")
-        week, messages = week_at(now_ms()), stored.record.messages
-        policies = {access: str(parse(in_week(text, week))) for access, text in stored.policies}
+        messages = stored.record.messages
         envelopes = {
             access: encode(self._envelope(stored, messages, access, policy))
             for access, policy in policies.items()
         }
+        if change and self._agree:
+            self._agree(self.foresee(change, before, stored))
         shared = {access: data for access, data in envelopes.items() if access != PRIVATE}
-        if not shared:
-            raise Malformed(
-                "at least one part must stay outside the private class, or the sharing chain has nothing to index"
-            )
         reach = {"storage": envelopes, "sharing": shared}
         views = {kind: self._view(kind, stored, reach[kind]) for kind in KINDS}
-        publications = tuple((kind, self._publication(kind, stored, policies, views[kind])) for kind in KINDS)
+        publications = tuple((kind, self._publication(kind, stored, views[kind])) for kind in KINDS)
         blobs = (*envelopes.values(), *new_blobs)
-        pending = _Pending(stored, tuple(views.values()), blobs, publications)
+        pending = PendingVersion(stored, tuple(views.values()), blobs, publications)
         self._home.save(f"pending-{stored.header.record.hex()}", encode(pending))
         self._send(pending)
         return stored
@@ -312,26 +412,19 @@ class Patient:
             chain_id, stored.header.record, stored.version, stored.header.patient, os.urandom(32), refs
         )
 
-    def _publication(
-        self, kind: ChainKind, stored: StoredRecord, policies: Mapping[str, str], view: View
-    ) -> Publish:
-        """The index entry, encrypted to the chain's key, with the rule by which the contract hands it out: on the storage chain who may
-        read the private class, on the sharing chain who may read any other."""
-        if kind == "storage" and PRIVATE in policies:
-            policy = policies[PRIVATE]
-        else:
-            policy = either(*(text for name, text in policies.items() if name != PRIVATE))
-        rule = Rule(policy, stored.purposes, None, ())
+    def _publication(self, kind: ChainKind, stored: StoredRecord, view: View) -> Publish:
+        """The index entry, encrypted to the chain's key, with the rule by which the contract hands it out."""
+        rule = stored.rule(kind)
         label = index_label(view.chain_id, view.record, view.version, rule.digest)
         key = self._session.chains[kind].index_key().public
         sealed = encrypt(key, label, encode(Index.make(view, self._home.sign)))
-        return Publish(view.record, view.version, view.commit, sealed, rule)
+        return Publish(view.record, view.version, view.commit, sealed, rule, stored.tags)
 
-    def _send(self, pending: _Pending) -> None:
-        """Upload, then publish on each chain that does not have this version yet, then make it current."""
+    def _send(self, pending: PendingVersion) -> None:
+        """Upload, publish on each chain that does not have this version yet, then let the earlier ones go and make it current."""
         session, home = self._session, self._home
         refs = tuple(BlobRef.of(blob) for blob in pending.blobs)
-        body = UploadBody(home.credential, pending.views, refs, now_ms())
+        body = UploadBody(session.cloud.key, home.credential, pending.views, refs, now_ms())
         session.progress(f"uploading {sum(r.size for r in refs):,} bytes in one request")
         session.cloud.upload(
             Upload.make(body, home.sign), {r.hash: b for r, b in zip(refs, pending.blobs, strict=True)}
@@ -339,12 +432,15 @@ class Patient:
         session.progress("publishing the index on both chains")
         publications = dict(pending.publications)
         session.on_chains(lambda kind: self._publish(kind, publications[kind]), publications)
+        if pending.stored.version > 1:
+            session.progress("having the cloud delete what only earlier versions needed")
+            session.cloud.delete(pending.stored.header.record, home.sign, before=pending.stored.version)
         self._save(pending.stored)
         home.remove(f"pending-{pending.stored.header.record.hex()}")
 
     def _publish(self, kind: ChainKind, publish: Publish) -> None:
         chain = self._session.chains[kind]
-        entry = chain.record(publish.record)
+        entry = chain.verified_record(publish.record)
         if (entry.version, entry.commit) != (publish.version, publish.commit):
             chain.execute(self._home.sign, publish)
 

@@ -16,10 +16,14 @@ from crypto.abe import decapsulate
 from crypto.codec import Bytes16, Bytes32, Decoder, Wire, encode
 from crypto.errors import Denied, Malformed, NotFound, Unauthentic
 from crypto.parts import open_part, unwrap_key
+from crypto.seal import OVERHEAD, seal
 from protocol.contract import Receipt
 from protocol.identity import ChainKind, Purpose, SignedTicket
 from protocol.record import Envelope, Index
-from protocol.tx import Request
+from protocol.tx import Emergency, Ground, Request
+
+MAX_REASON = 2048 - OVERHEAD
+"""Bytes of the reason for an emergency access."""
 
 
 class _Request(Wire, frozen=True, tag="saved-request/1"):
@@ -54,15 +58,40 @@ class Reader:
         self._home = session.home
 
     def request(self, record: bytes, kind: ChainKind, purpose: Purpose) -> Receipt:
-        """Ask a chain for access; the receipt says whether it was allowed and stands on chain either way."""
+        """Ask a chain for access; the receipt says whether it was allowed, refused or waits for a second person, and stands on chain
+        in any case."""
         self._session.progress(f"requesting access on the {kind} chain")
-        receipt = self._session.chains[kind].send(self._home.sign, Request(record, purpose))
+        return self._ask(kind, Request(record, purpose))
+
+    def break_glass(self, record: bytes, kind: ChainKind, ground: Ground, reason: str) -> Receipt:
+        """Ask for a record in an emergency: waits for a second person who may break the glass too. The `reason` is sealed to the
+        record's patient, the ground is for everyone to see."""
+        chain = self._session.chains[kind]
+        patient = chain.verified_record(record).patient
+        note = reason.strip().encode()
+        if not 0 < len(note) <= MAX_REASON:
+            raise Malformed(f"say the reason in 1 to {MAX_REASON} bytes")
+        self._session.progress(f"requesting access in an emergency on the {kind} chain")
+        emergency = Emergency(ground, seal(chain.credential(patient).seal_key, note))
+        return self._ask(kind, Request(record, "emergency", emergency))
+
+    def who_decides(self, receipt: Receipt, kind: ChainKind) -> str:
+        """A sentence about who can decide on a request that waits."""
+        assert receipt.record is not None
+        rule = self._session.chains[kind].verified_record(receipt.record).rule
+        wanted = rule and (rule.emergency if receipt.purpose == "emergency" else rule.approval)
+        others = f" or somebody else who satisfies {wanted}" if wanted else ""
+        return f"the patient, a proxy of theirs who may decide{others}: diptych access approve {receipt.tx.hex()}"
+
+    def _ask(self, kind: ChainKind, action: Request) -> Receipt:
+        record = action.record
+        receipt = self._session.chains[kind].send(self._home.sign, action)
         if receipt.ok:
             self._home.save(f"request-{kind}-{record.hex()}", encode(_Request(record, receipt.tx)))
         return receipt
 
     def open(self, record: bytes, kind: ChainKind) -> OpenedRecord:
-        """Open what the last allowed request for the record gives access to."""
+        """Open what the last request for the record gives access to, once it is allowed."""
         name = f"request-{kind}-{record.hex()}"
         if not self._home.has(name):
             raise NotFound(
@@ -70,8 +99,27 @@ class Reader:
             )
         request = _decode_request(self._home.load(name))
         self._session.progress("collecting the index and a ticket from the nodes")
-        index, ticket = self._session.chains[kind].release(request.tx, self._home.seal)
+        chain = self._session.chains[kind]
+        try:
+            index, ticket = chain.release(request.tx, self._home.seal)
+        except Denied:
+            self._explain(chain.verified_receipt(request.tx).proof.receipt, kind)
+            raise
         return self.open_index(record, index, ticket)
+
+    def _explain(self, receipt: Receipt, kind: ChainKind) -> None:
+        """`Denied` with what is known of a request that had to wait for a second person and is not granted."""
+        if receipt.code != "waiting" or receipt.record is None:
+            return
+        words = [
+            r
+            for r in self._session.chains[kind].verified_log(receipt.record).receipts
+            if r.request == receipt.tx
+        ]
+        if any(r.code == "declined" for r in words):
+            raise Denied("the request was declined; the access log says by whom: diptych record log")
+        if not any(r.ok for r in words):
+            raise Denied(f"the request still waits for {self.who_decides(receipt, kind)}")
 
     def open_index(self, record: bytes, index: Index, ticket: SignedTicket | None) -> OpenedRecord:
         """Open a record whose index entry is at hand; without a ticket the cloud serves only the record's own patient."""
@@ -84,6 +132,12 @@ class Reader:
         if ticket is not None and view.commit != ticket.ticket.commit:
             raise Unauthentic(
                 "the cloud's view is not the one that stands on chain: it may be an old version"
+            )
+        chain = next((c for c in session.chains.values() if c.genesis.chain_id == view.chain_id), None)
+        stands = chain.verified_record(record) if chain else None
+        if stands is None or (stands.version, stands.commit) != (view.version, view.commit):
+            raise Unauthentic(
+                "the index and the cloud's view are not of the version that stands on chain now"
             )
         if (
             any((e.record, e.version) != (view.record, view.version) for e in envelopes)
@@ -137,7 +191,7 @@ class Reader:
                 "the record's signature is for another record, or its signer is not certified as a doctor"
             )
         ces.verify(extract, found, (doctor.ces_key.suite, doctor.ces_key.public))
-        entry = self._session.chains["sharing"].record(record)
+        entry = self._session.chains["sharing"].verified_record(record)
         if entry.header != header_digest(header):
             raise Unauthentic("the record differs from what its doctor attested on chain")
         for index in extract.kept:

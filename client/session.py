@@ -6,11 +6,12 @@ from typing import TypeVar
 
 import httpx2
 
-from client.chain import ChainClient, checked, http_client, now_ms
+from client.chain import ChainClient
 from client.cloud import CloudClient
 from client.collect import collect_key
 from client.enrolment import Enrolment, EnrolmentBody, Invitation, Renewal
 from client.home import Home
+from client.web import checked, http_client, now_ms
 from crypto.codec import encode
 from crypto.epoch import renewed, week_at
 from crypto.errors import Conflict, Malformed, Unauthentic, Unavailable

@@ -14,7 +14,7 @@ from crypto.policy import Attribute, Node, parse
 from protocol.identity import Purpose
 
 if TYPE_CHECKING:
-    from client.patient import StoredRecord
+    from client.stored import StoredRecord
 
 NOT_RESEARCHERS = frozenset({"role:doctor", "role:patient", "role:government"})
 

@@ -15,14 +15,16 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from client.cli import DEFAULT_POLICIES, DEFAULT_PURPOSES
+from client.cli import DEFAULT_POLICIES
+from client.command import DEFAULT_PURPOSES
 from client.doctor import Doctor
 from client.fhir import PRIVATE, load_bundle, load_profile, read_bundle, tokens_equal
 from client.fhir.lint import FindingsLeft
 from client.home import Home
-from client.patient import Patient, StoredRecord, envelope_context
+from client.patient import Patient, envelope_context
 from client.reader import OpenedRecord, Reader
 from client.session import KINDS, Session
+from client.stored import StoredRecord
 from configs.files import load_network
 from crypto import ces
 from crypto.abe import decapsulate
@@ -145,7 +147,7 @@ class Story:
         rules = load_profile(signed.header.profile)
         access = {label: rules.access_of(label) for label in signed.labels}
         stored, seconds = self._looking(
-            lambda seen: patient.store(record, access, DEFAULT_POLICIES, DEFAULT_PURPOSES, seen)
+            lambda seen: patient.store(record, access, DEFAULT_POLICIES, DEFAULT_PURPOSES, acknowledged=seen)
         )
         for name, policy in stored.policies:
             labels = [
@@ -155,7 +157,7 @@ class Story:
         ciphertext = sum(p.blob.size for p in stored.parts)
         self._say(f"ciphertext in the cloud {ciphertext:,} bytes, stored once for both chains", seconds)
         for kind in KINDS:
-            entry = self._people["patient"].chains[kind].record(record)
+            entry = self._people["patient"].chains[kind].verified_record(record)
             self._say(f"index on the {kind} chain {len(encode(entry)):,} bytes, version {entry.version}")
         return stored
 

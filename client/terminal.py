@@ -4,6 +4,7 @@ Reasons, names and policies come from servers and other people. In them, a contr
 says, and rich's markup could colour a lie or hide it behind a link.
 """
 
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -24,3 +25,8 @@ def _visible(character: str) -> str:
     if character.isprintable() or character in "\n\t\u00a0":
         return character
     return character.encode("unicode_escape").decode()
+
+
+def time_text(ms: int) -> str:
+    """UTC, to the second."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")

@@ -1,7 +1,8 @@
 """Where the cloud keeps ciphertext: blobs in a folder, what they belong to in SQLite (paper eq. 5).
 
     folder/lock        held while a server runs; a second server on the folder is refused
-    folder/meta.db     views, who holds which blob for which record, spent nonces (WAL, synchronous=FULL)
+    folder/meta.db     views, who holds which blob for which record, spent nonces, what was erased, a log for each
+                       record (WAL, synchronous=FULL)
     folder/blobs/ab/…  one file per blob, named by the SHA-256 of its bytes
     folder/tmp/…       one folder per upload under way, emptied at start
 
@@ -11,8 +12,17 @@ Invariants, at every instant and after a loss of power at any instant:
   readable together.
 - Whoever asks for a blob asks as a patient and for a record. The same bytes may lie under several patients;
   knowing a hash gives nobody a claim to them.
+- Of each record, what was asked of it is listed in a log that is only ever added to, and goes when the record is
+  erased. Refusals beyond `REFUSALS_LISTED` an hour are counted, so that nobody can fill the disk with them.
 - A file under `blobs` is either held by somebody or listed in `placing`, so a crash between renaming and
-  committing leaves nothing behind after the next start.
+  committing, or between committing a deletion and removing files, leaves nothing behind after the next start.
+- Of an erased record there remain its counts under a digest of patient, record and a salt of this folder: the
+  record cannot come back, and the folder lists neither patient nor record. Who has the folder can still confirm
+  a guess of both.
+
+Deleted rows are overwritten with zeros (`secure_delete`) and do not stay in the write-ahead log. Deleted files
+are unlinked, not overwritten: on journals, copy-on-write file systems and SSDs that would not reach the old
+blocks. These hold ciphertext until the disk uses them again; backups hold it longer.
 """
 
 import asyncio
@@ -26,12 +36,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiosqlite
+import msgspec
 
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, Unauthentic, Unavailable
-from protocol.record import BlobRef, View, decode_view
+from protocol.record import (
+    BlobRef,
+    CloudEntry,
+    View,
+    decode_cloud_entry,
+    decode_envelope,
+    decode_view,
+    digest,
+)
 
-_SCHEMA_VERSION = 1
+REFUSALS_LISTED = 100
+HOUR_MS = 3_600_000
+
+_SCHEMA_VERSION = 2
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS view (
     address BLOB PRIMARY KEY, patient BLOB NOT NULL, chain_id TEXT NOT NULL, record BLOB NOT NULL,
@@ -42,6 +64,18 @@ CREATE TABLE IF NOT EXISTS holding (
     PRIMARY KEY (patient, record, hash)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS holding_by_hash ON holding (hash);
 CREATE TABLE IF NOT EXISTS placing (hash BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS view_by_record ON view (record);
+CREATE TABLE IF NOT EXISTS entry (
+    patient BLOB NOT NULL, record BLOB NOT NULL, number INTEGER NOT NULL, encoded BLOB NOT NULL,
+    PRIMARY KEY (patient, record, number)) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS log (
+    patient BLOB NOT NULL, record BLOB NOT NULL, count INTEGER NOT NULL, head BLOB NOT NULL,
+    hour_ms INTEGER NOT NULL, refused INTEGER NOT NULL, unlisted INTEGER NOT NULL,
+    PRIMARY KEY (patient, record)) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS salt (salt BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS erased (
+    name BLOB PRIMARY KEY, views INTEGER NOT NULL, blobs INTEGER NOT NULL, size INTEGER NOT NULL,
+    time_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS nonce (
     requester BLOB NOT NULL, nonce BLOB NOT NULL, expires_ms INTEGER NOT NULL,
     PRIMARY KEY (requester, nonce)) STRICT, WITHOUT ROWID;
@@ -70,6 +104,16 @@ class Quota:
                 f"the quota is {self.max_bytes} bytes in {self.max_blobs} blobs and this upload would need "
                 f"{size} bytes in {blobs}; ask the operator of the cloud for more"
             )
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """What a deletion took away: views, blobs and their bytes, when."""
+
+    views: int
+    blobs: int
+    size: int
+    time_ms: int
 
 
 class Staging:
@@ -118,11 +162,14 @@ class BlobStore:
             await asyncio.to_thread(_prepare, self._folder)
             self._writer = await stack.enter_async_context(self._connect())
             [(version,)] = await self._writer.execute_fetchall("PRAGMA user_version")
-            if version not in (0, _SCHEMA_VERSION):
+            if not 0 <= version <= _SCHEMA_VERSION:
                 raise Conflict(
                     "the data folder was written by another version of the cloud server; run that version"
                 )
             await self._writer.executescript(_SCHEMA)
+            sql = "INSERT INTO salt SELECT ? WHERE NOT EXISTS (SELECT 1 FROM salt)"
+            await self._writer.execute(sql, (os.urandom(32),))
+            [(self._salt,)] = await self._writer.execute_fetchall("SELECT salt FROM salt")
             # Readers have their own connection, so they never see what a transaction has not yet committed.
             self._reader = await stack.enter_async_context(self._connect())
             await self._remove_unheld()
@@ -138,6 +185,7 @@ class BlobStore:
         async with aiosqlite.connect(self._folder / "meta.db", isolation_level=None) as db:
             await db.execute("PRAGMA journal_mode = WAL")
             await db.execute("PRAGMA synchronous = FULL")
+            await db.execute("PRAGMA secure_delete = ON")
             yield db
 
     @asynccontextmanager
@@ -169,6 +217,11 @@ class BlobStore:
         rows = await self._select(self._reader, "SELECT encoded FROM view WHERE address = ?", address)
         return decode_view(rows[0][0]) if rows else None
 
+    async def versions(self, chain_id: str, record: bytes) -> dict[bytes, int]:
+        """The newest version of a record on a chain, for each patient who stores one under this id."""
+        sql = "SELECT patient, max(version) FROM view WHERE record = ? AND chain_id = ? GROUP BY patient LIMIT 16"
+        return {row[0]: row[1] for row in await self._select(self._reader, sql, record, chain_id)}
+
     async def held(self, patient: bytes, record: bytes) -> dict[bytes, int]:
         """Hash and size of every blob that this patient holds for this record."""
         sql = "SELECT hash, size FROM holding WHERE patient = ? AND record = ?"
@@ -179,12 +232,36 @@ class BlobStore:
         return await self._usage(self._reader, patient)
 
     async def check_version(self, view: View) -> None:
-        """Raise `Conflict` if the patient has another view of this record version on this chain."""
+        """Raise `Conflict` if the patient has another view of this record version on this chain, or a later version, or has
+        erased the record."""
         await self._is_stored(self._reader, view)
 
     async def use_nonce(self, requester: bytes, nonce: bytes, expires_ms: int, now_ms: int) -> bool:
         """Spend a nonce; False if it was spent before. It is forgotten once `now_ms` is past `expires_ms`."""
         return await asyncio.shield(self._use_nonce(requester, nonce, expires_ms, now_ms))
+
+    async def admit(
+        self, patient: bytes, record: bytes, entry: CloudEntry, nonce: bytes, expires_ms: int
+    ) -> bool:
+        """Spend the nonce of a request that is served now and list it in the record's log, durably; False if the nonce was
+        spent before."""
+        return await asyncio.shield(self._admit(patient, record, entry, nonce, expires_ms))
+
+    async def refuse(self, patient: bytes, record: bytes, entry: CloudEntry) -> None:
+        """List a refusal in the record's log, or count it where too many are listed already."""
+        await asyncio.shield(self._refuse(patient, record, entry))
+
+    async def log_page(
+        self, patient: bytes, record: bytes, after: int, limit: int
+    ) -> tuple[list[CloudEntry], int, bytes]:
+        """At most `limit` entries of a record's log after the first `after`, how many there are in all, and their head."""
+        count, head, *_ = await self._log_row(self._reader, patient, record)
+        sql = (
+            "SELECT encoded FROM entry WHERE patient = ? AND record = ? AND number > ? AND number <= ? "
+            "ORDER BY number LIMIT ?"
+        )
+        found = await self._select(self._reader, sql, patient, record, after, count, limit)
+        return [decode_cloud_entry(row[0]) for row in found], count, head
 
     async def publish(
         self,
@@ -195,9 +272,8 @@ class BlobStore:
     ) -> None:
         """Make `views`, all of one patient, and the (record, blob) pairs they need readable, all or nothing.
 
-        Durable on return. Views that are already there stay as they are. Raises `Conflict` if the patient has
-        another view of the same chain, record and version, `OverQuota` if the patient would then hold too
-        much.
+        Durable on return. Views that are already there stay as they are. Raises `Conflict` as `check_version`, and if
+        a blob that was not sent along is held no more, `OverQuota` if the patient would then hold too much.
         """
         # A caller that is cancelled must not leave half a transaction on the shared connection.
         await asyncio.shield(self._publish(views, holdings, staging, quota))
@@ -229,6 +305,11 @@ class BlobStore:
                                 encode(view),
                             )
                             await db.execute("INSERT INTO view VALUES (?, ?, ?, ?, ?, ?)", row)
+                    for record, ref in holdings:
+                        if ref.hash not in staging.hashes and not await self._holds(db, patient, record, ref):
+                            raise Conflict(
+                                "an earlier version of the record was deleted meanwhile; send the upload again"
+                            )
                     rows = [(patient, record, ref.hash, ref.size) for record, ref in holdings]
                     await db.executemany("INSERT OR IGNORE INTO holding VALUES (?, ?, ?, ?)", rows)
                     quota.check(*await self._usage(db, patient))
@@ -237,39 +318,169 @@ class BlobStore:
                 await self._remove_unheld()
                 raise
 
+    async def delete(self, patient: bytes, record: bytes, before: int | None, now_ms: int) -> Deleted:
+        """Delete all that this patient has of a record, for good, or only the versions `before` one and what they alone
+        need. Durable on return; doing it again gives the same answer for a whole record.
+
+        Raises `Conflict` if no later version would remain, `Unavailable` if the envelopes that remain cannot be read.
+        """
+        return await asyncio.shield(self._delete(patient, record, before, now_ms))
+
+    async def _delete(self, patient: bytes, record: bytes, before: int | None, now_ms: int) -> Deleted:
+        async with self._publishing:
+            async with self._transaction() as db:
+                deleted = await self._forget(db, patient, record, before, now_ms)
+            await self._remove_unheld()
+            return deleted
+
+    async def _forget(
+        self, db: aiosqlite.Connection, patient: bytes, record: bytes, before: int | None, now_ms: int
+    ) -> Deleted:
+        name = self._erased_name(patient, record)
+        sql = "SELECT views, blobs, size, time_ms FROM erased WHERE name = ?"
+        if earlier := await self._select(db, sql, name):
+            return Deleted(*earlier[0])
+        sql = "SELECT encoded FROM view WHERE patient = ? AND record = ?"
+        views = [decode_view(row[0]) for row in await self._select(db, sql, patient, record)]
+        going = [view for view in views if before is None or view.version < before]
+        kept = [view for view in views if view not in going]
+        if before is not None and not {v.chain_id for v in going} <= {v.chain_id for v in kept}:
+            raise Conflict(f"no version from {before} on is stored, and this never deletes the last one")
+        needed = await asyncio.to_thread(self._needed, kept)
+        sql = "SELECT hash, size FROM holding WHERE patient = ? AND record = ?"
+        held = await self._select(db, sql, patient, record)
+        lost = {row[0]: row[1] for row in held if row[0] not in needed}
+        deleted = Deleted(len(going), len(lost), sum(lost.values()), now_ms)
+        await db.executemany("DELETE FROM view WHERE address = ?", [(view.address,) for view in going])
+        sql = "DELETE FROM holding WHERE patient = ? AND record = ? AND hash = ?"
+        await db.executemany(sql, [(patient, record, hash_) for hash_ in lost])
+        await db.executemany("INSERT OR IGNORE INTO placing VALUES (?)", [(hash_,) for hash_ in lost])
+        if before is None:
+            for table in ("entry", "log"):
+                await db.execute(f"DELETE FROM {table} WHERE patient = ? AND record = ?", (patient, record))  # noqa: S608
+        if before is None and held:  # else anybody could fill the table with names of their own
+            row = (name, deleted.views, deleted.blobs, deleted.size, now_ms)
+            await db.execute("INSERT INTO erased VALUES (?, ?, ?, ?, ?)", row)
+        return deleted
+
+    def _needed(self, views: Iterable[View]) -> set[bytes]:
+        """The hashes of all blobs that these views need."""
+        envelopes = {ref for view in views for ref in view.envelopes}
+        needed = {ref.hash for ref in envelopes}
+        for ref in envelopes:
+            envelope = decode_envelope(read_whole(self.path(ref.hash), ref))
+            needed |= {part.blob.hash for part in envelope.parts}
+        return needed
+
+    def _erased_name(self, patient: bytes, record: bytes) -> bytes:
+        return digest("erased", encode((self._salt, patient, record)))
+
     def _place(self, staging: Staging) -> None:
-        for digest in staging.hashes:
-            staging.path(digest).rename(self.path(digest))
-        for folder in {self.path(digest).parent for digest in staging.hashes}:
+        for name in staging.hashes:
+            staging.path(name).rename(self.path(name))
+        for folder in {self.path(name).parent for name in staging.hashes}:
             _sync(folder)
 
     async def _remove_unheld(self) -> None:
-        """Remove what an unfinished publication put in place.
+        """Remove what an unfinished publication put in place, and what a deletion has left to nobody.
 
         Runs at start and under `_publishing`, so no other publication counts on these files.
         """
         sql = "SELECT hash FROM placing WHERE hash NOT IN (SELECT hash FROM holding)"
-        for (digest,) in await self._writer.execute_fetchall(sql):
-            await asyncio.to_thread(_unlink, self.path(digest))
+        async with self._writing:
+            paths = [self.path(row[0]) for row in await self._writer.execute_fetchall(sql)]
+        await asyncio.to_thread(_unlink, paths)
         async with self._transaction() as db:
             await db.execute("DELETE FROM placing")
+        async with self._writing:
+            await self._writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
 
     async def _use_nonce(self, requester: bytes, nonce: bytes, expires_ms: int, now_ms: int) -> bool:
         async with self._transaction() as db:
-            await db.execute("DELETE FROM nonce WHERE expires_ms < ?", (now_ms,))
-            cursor = await db.execute(
-                "INSERT OR IGNORE INTO nonce VALUES (?, ?, ?)", (requester, nonce, expires_ms)
-            )
-            return cursor.rowcount == 1
+            return await self._spend(db, requester, nonce, expires_ms, now_ms)
+
+    async def _admit(
+        self, patient: bytes, record: bytes, entry: CloudEntry, nonce: bytes, expires_ms: int
+    ) -> bool:
+        async with self._transaction() as db:
+            if not await self._spend(db, entry.requester, nonce, expires_ms, entry.time_ms):
+                return False
+            await self._append(db, patient, record, entry, await self._log_row(db, patient, record))
+            return True
+
+    async def _refuse(self, patient: bytes, record: bytes, entry: CloudEntry) -> None:
+        async with self._transaction() as db:
+            count, head, hour_ms, refused, unlisted = await self._log_row(db, patient, record)
+            if entry.time_ms >= hour_ms + HOUR_MS:
+                hour_ms, refused = entry.time_ms, 0
+            if refused < REFUSALS_LISTED:
+                row = (count, head, hour_ms, refused + 1, unlisted)
+                await self._append(db, patient, record, entry, row)
+            else:
+                row = (count, head, hour_ms, refused, unlisted + 1)
+                await self._write_log_row(db, patient, record, row)
+
+    async def _append(
+        self,
+        db: aiosqlite.Connection,
+        patient: bytes,
+        record: bytes,
+        entry: CloudEntry,
+        row: tuple[int, bytes, int, int, int],
+    ) -> None:
+        count, head, hour_ms, refused, unlisted = row
+        entry = msgspec.structs.replace(entry, unlisted=unlisted)
+        await db.execute("INSERT INTO entry VALUES (?, ?, ?, ?)", (patient, record, count + 1, encode(entry)))
+        row = (count + 1, entry.head_after(head), hour_ms, refused, 0)
+        await self._write_log_row(db, patient, record, row)
+
+    async def _log_row(
+        self, db: aiosqlite.Connection, patient: bytes, record: bytes
+    ) -> tuple[int, bytes, int, int, int]:
+        """Of a record's log: entries, head, the hour that refusals are counted in, refusals listed in it, refusals not listed
+        since the last entry."""
+        sql = "SELECT count, head, hour_ms, refused, unlisted FROM log WHERE patient = ? AND record = ?"
+        rows = await self._select(db, sql, patient, record)
+        count, head, hour_ms, refused, unlisted = rows[0] if rows else (0, bytes(32), 0, 0, 0)
+        return count, head, hour_ms, refused, unlisted
+
+    @staticmethod
+    async def _write_log_row(
+        db: aiosqlite.Connection, patient: bytes, record: bytes, row: tuple[int, bytes, int, int, int]
+    ) -> None:
+        await db.execute("INSERT OR REPLACE INTO log VALUES (?, ?, ?, ?, ?, ?, ?)", (patient, record, *row))
+
+    @staticmethod
+    async def _spend(
+        db: aiosqlite.Connection, requester: bytes, nonce: bytes, expires_ms: int, now_ms: int
+    ) -> bool:
+        await db.execute("DELETE FROM nonce WHERE expires_ms < ?", (now_ms,))
+        cursor = await db.execute(
+            "INSERT OR IGNORE INTO nonce VALUES (?, ?, ?)", (requester, nonce, expires_ms)
+        )
+        return cursor.rowcount == 1
 
     async def _is_stored(self, db: aiosqlite.Connection, view: View) -> bool:
-        sql = "SELECT address FROM view WHERE patient = ? AND chain_id = ? AND record = ? AND version = ?"
+        sql = "SELECT address, version FROM view WHERE patient = ? AND chain_id = ? AND record = ? AND version >= ?"
         rows = await self._select(db, sql, view.patient, view.chain_id, view.record, view.version)
-        if rows and rows[0][0] != view.address:
+        stored = {row[1]: row[0] for row in rows}
+        if view.version in stored and stored[view.version] != view.address:
             raise Conflict(
-                "another view of this record version is stored for this chain; publish a new version instead"
+                "another view of this record version is stored for this chain; publish a new version instead",
+                "other-view",
             )
+        if rows and view.version not in stored:
+            raise Conflict(
+                "a later version of the record is stored already; publish a new one", "other-version"
+            )
+        name = self._erased_name(view.patient, view.record)
+        if await self._select(db, "SELECT 1 FROM erased WHERE name = ?", name):
+            raise Conflict("the record was erased for good; nothing is stored under its id again", "erased")
         return bool(rows)
+
+    async def _holds(self, db: aiosqlite.Connection, patient: bytes, record: bytes, ref: BlobRef) -> bool:
+        sql = "SELECT 1 FROM holding WHERE patient = ? AND record = ? AND hash = ?"
+        return bool(await self._select(db, sql, patient, record, ref.hash))
 
     async def _usage(self, db: aiosqlite.Connection, patient: bytes) -> tuple[int, int]:
         sql = "SELECT coalesce(sum(size), 0), count(*) FROM holding WHERE patient = ?"
@@ -310,7 +521,8 @@ def read_chunk(path: Path, offset: int, size: int) -> bytes:
 
 def _damaged() -> Unavailable:
     return Unavailable(
-        "the cloud's copy of a blob is damaged; tell its operator, and let the patient upload again"
+        "the cloud's copy of a blob is damaged; tell its operator, and let the patient upload again",
+        "damaged",
     )
 
 
@@ -332,9 +544,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    _sync(path.parent)
+def _unlink(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for folder in {path.parent for path in paths}:
+        _sync(folder)
 
 
 def _claim(folder: Path) -> int:

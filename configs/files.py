@@ -51,11 +51,34 @@ def write(path: Path, data: bytes, *, mode: int = 0o600, replace: bool = False) 
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def destroy(path: Path) -> None:
+    """Overwrite a file with random bytes on disk, then remove it; nothing if there is none.
+
+    Where a disk or file system writes elsewhere than it is told (flash, copy on write, journals), old bytes can survive.
+    """
+    try:
+        with path.open("r+b", buffering=0) as file:
+            left = path.stat().st_size
+            while left > 0:
+                left -= file.write(os.urandom(min(left, 1 << 20)))
+            os.fsync(file.fileno())
+    except FileNotFoundError:
+        return
+    path.unlink()
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def write_key(path: Path, secret: bytes, passphrase: bytes | None = None, *, replace: bool = False) -> None:

@@ -1,6 +1,6 @@
 """What the HTTP side of every daemon shares: refusals as RFC 9457 problems, and a server that stops cleanly.
 
-A problem's `detail` is the sentence of the `DiptychError`; anything unexpected becomes a 500 without internals.
+A problem's `detail` is the sentence of the `DiptychError`, and `code` its word for programs if it has one; anything unexpected becomes a 500 without internals.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 import structlog
 import uvicorn
 from starlette.applications import Starlette
@@ -39,9 +40,14 @@ _log = structlog.get_logger()
 
 
 def problem(
-    status: int, detail: str, kind: str = "about:blank", headers: Mapping[str, str] | None = None
+    status: int,
+    detail: str,
+    kind: str = "about:blank",
+    headers: Mapping[str, str] | None = None,
+    code: str = "",
 ) -> Response:
     content = {"type": kind, "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    content |= {"code": code} if code else {}
     return JSONResponse(content, status, headers, media_type="application/problem+json")
 
 
@@ -49,7 +55,7 @@ def _on_refusal(_: Request, error: Exception) -> Response:
     kind = type(error)
     status = getattr(error, "status", None) or next(_STATUS[base] for base in kind.__mro__ if base in _STATUS)
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
-    return problem(status, str(error), f"urn:diptych:{kind.__name__}", headers)
+    return problem(status, str(error), f"urn:diptych:{kind.__name__}", headers, getattr(error, "code", ""))
 
 
 def _on_http_error(_: Request, error: Exception) -> Response:
@@ -73,6 +79,17 @@ EXCEPTION_HANDLERS: dict[Any, Any] = {
     Exception: _on_bug,
 }
 """For `Starlette(exception_handlers=…)`. A `DiptychError` may choose its status by an attribute `status`."""
+
+
+def hexed(value: Any) -> Any:
+    """JSON-ready data with byte strings in hex."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, msgspec.Struct):
+        tag = value.__struct_config__.tag
+        fields = {name: hexed(getattr(value, name)) for name in value.__struct_fields__}
+        return {"type": tag, **fields} if tag else fields
+    return [hexed(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -113,9 +130,15 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_started: Callable[[], None], on_stopping: Callable[[], None]
+    ) -> None:
         super().__init__(config)
-        self._on_started = on_started
+        self._on_started, self._on_stopping = on_started, on_stopping
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_stopping()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -142,12 +165,17 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 async def serve(
-    app: Starlette, host: str, port: int, ready: Callable[[int], None] | None = None, connections: int = 1024
+    app: Starlette,
+    host: str,
+    port: int,
+    ready: Callable[[int], None] | None = None,
+    connections: int = 1024,
+    stopping: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve `app` until SIGTERM, SIGINT or cancellation; answers under way then have 10 s to finish.
 
-    Runs on the main thread. `port` 0 takes a free one; `ready` is called with the port once connections are accepted. Raises
-    `Conflict` if the address is in use.
+    Runs on the main thread. `port` 0 takes a free one; `ready` is called with the port once connections are accepted, `stopping` before
+    the answers under way are waited for. Raises `Conflict` if the address is in use.
     """
     async with app.router.lifespan_context(app):
         listener = _listen(host, port)
@@ -164,7 +192,7 @@ async def serve(
             timeout_graceful_shutdown=10,
         )
         bound = listener.getsockname()[1]
-        server = _Server(config, lambda: ready(bound) if ready else None)
+        server = _Server(config, lambda: ready(bound) if ready else None, stopping)
         running = asyncio.ensure_future(server.serve(sockets=[listener]))
         try:
             await asyncio.shield(running)

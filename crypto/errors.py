@@ -6,7 +6,11 @@ patient data, so it may be logged and shown as it is.
 
 
 class DiptychError(Exception):
-    """Root of every refusal that Diptych makes on purpose."""
+    """Root of every refusal that Diptych makes on purpose; `code` is for programs, where they must tell refusals of one class apart."""
+
+    def __init__(self, message: str = "", code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Malformed(DiptychError):

@@ -6,39 +6,32 @@ it checks signatures and quorums itself.
 """
 
 import time
-from typing import Any
+from functools import partial
+from typing import get_args
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from configs.metrics import instrument
-from configs.web import EXCEPTION_HANDLERS, read_body
+from configs.web import EXCEPTION_HANDLERS, hexed, read_body
 from crypto.codec import Decoder, encode
 from crypto.errors import DiptychError, Malformed, NotFound
 from node.daemon import Node, TxBatch
+from node.feed import EventStream, Filter, Place
 from protocol.block import MAX_TX
 from protocol.contract import Receipt
 from protocol.mempool import Pending
-from protocol.tx import decode_tx
+from protocol.queries import MAX_PAGE, QUERIES, Query
+from protocol.tx import Action, decode_tx
 
 MAX_WAIT_S = 30.0
 LOG_PAGE = 500
+LIST_PAGE = 100
+KINDS = sorted(str(action.__struct_config__.tag) for action in get_args(Action))
 MAX_BATCH = 1 << 20
 decode_batch = Decoder[tuple[bytes, ...]](TxBatch, "a batch of transactions", MAX_BATCH)
-
-
-def hexed(value: Any) -> Any:
-    """JSON-ready data with byte strings in hex."""
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, msgspec.Struct):
-        tag = value.__struct_config__.tag
-        fields = {name: hexed(getattr(value, name)) for name in value.__struct_fields__}
-        return {"type": tag, **fields} if tag else fields
-    return [hexed(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def create_app(node: Node) -> Starlette:
@@ -54,9 +47,14 @@ def create_app(node: Node) -> Starlette:
         Route("/v1/identity/{key}", api.identity),
         Route("/v1/record/{record}", api.record),
         Route("/v1/record/{record}/log", api.log),
+        *(Route(query.path, partial(api.page, query)) for query in QUERIES),
+        Route("/v1/events", api.events),
         Route("/v1/epochs", api.epochs),
         Route("/v1/release/{tx}", api.release),
         Route("/v1/index-key", api.index_key),
+        Route("/v1/checkpoint/{height}", api.checkpoint),
+        Route("/v1/proof/state/{key}", api.state_proof),
+        Route("/v1/proof/tx/{tx}", api.tx_proof),
     ]
     app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
     instrument(app, node.metrics.registry)
@@ -94,6 +92,7 @@ class _Api:
                 "time_ms": node.tip.time_ms,
                 "executed_height": node.executed_height,
                 "receipts_root": node.receipts_root.hex(),
+                "state_root": node.state_root.hex(),
                 "pruned_height": node.pruned_height,
                 "view": core.view,
                 "leader": names[core.committee.leader(core.view)],
@@ -155,14 +154,8 @@ class _Api:
 
     async def block(self, request: Request) -> Response:
         text = request.path_params["height"]
-        height = (
-            self._node.tip.height
-            if text == "latest"
-            else int(text)
-            if text.isdecimal() and len(text) < 20
-            else -1
-        )
-        if not 0 < height < 2**63:
+        height = self._node.tip.height if text == "latest" else _height(text)
+        if height == 0:
             raise Malformed("a block is named by its height, from 1, or by 'latest'")
         block = await self._node.block_at(height)
         txs = [decode_tx(raw) for raw in block.txs]
@@ -182,14 +175,38 @@ class _Api:
         return JSONResponse({**hexed(entry), "encoded": encode(entry).hex()})
 
     async def log(self, request: Request) -> Response:
-        after = request.query_params.get("after", "0.0").split(".")
-        if len(after) != 2 or not all(part.isdecimal() and len(part) < 19 for part in after):
-            raise Malformed("after must be HEIGHT.POSITION, such as 12.0")
+        after = _place(request.query_params.get("after", "0.0"), "after")
         record = _hex(request, "record", 16)
-        receipts = await self._node.record_log(record, (int(after[0]), int(after[1])), LOG_PAGE)
+        receipts = await self._node.record_log(record, after, LOG_PAGE)
         more = f"{receipts[-1].height}.{receipts[-1].position}" if len(receipts) == LOG_PAGE else None
         encoded = [encode(r).hex() for r in receipts]
         return JSONResponse({"receipts": hexed(receipts), "encoded": encoded, "next": more})
+
+    async def page(self, query: Query, request: Request) -> Response:
+        """A page of a listing of the state."""
+        owner = _hex(request, "key", query.owner_size) if query.owner_size else b""
+        limit = request.query_params.get("limit", str(LIST_PAGE))
+        if not limit.isdecimal() or len(limit) > 4 or not 0 < int(limit) <= MAX_PAGE:
+            raise Malformed(f"limit must be a number of items, 1 to {MAX_PAGE}")
+        after = request.query_params.get("after", "")
+        start = _bytes(after, "after", query.id_size) if after else b""
+        height, items, more = await self._node.page(query, owner, start, int(limit))
+        listed = [{"id": i.id.hex(), "key": i.key.hex(), "encoded": i.encoded.hex()} for i in items]
+        return JSONResponse({"height": height, "items": listed, "next": more.hex() if more else None})
+
+    async def events(self, request: Request) -> Response:
+        """Receipts as they come (`node.feed`)."""
+        asked = request.query_params
+        sizes = {"record": 16, "patient": 32, "reader": 32}
+        ids = {
+            name: _bytes(asked[name], f"the {name}", size) for name, size in sizes.items() if name in asked
+        }
+        kind = asked.get("kind")
+        if kind is not None and kind not in KINDS:
+            raise Malformed(f"kind must be one of {', '.join(KINDS)}")
+        last = request.headers.get("last-event-id") or asked.get("from")
+        after = _place(last, "from") if last else None
+        return EventStream(self._node.feed, Filter(kind=kind, **ids), after)
 
     async def epochs(self, request: Request) -> Response:
         """The ends of epochs from `from` on, as a msgpack array of encoded handovers; again for more, until it is empty."""
@@ -207,6 +224,33 @@ class _Api:
     async def index_key(self, _: Request) -> Response:
         return Response(encode(await self._node.signed_index_key()), media_type="application/msgpack")
 
+    async def checkpoint(self, request: Request) -> Response:
+        text = request.path_params["height"]
+        signed = await self._node.checkpoint(None if text == "latest" else _height(text), _wait(request))
+        return Response(encode(signed), media_type="application/msgpack")
+
+    async def state_proof(self, request: Request) -> Response:
+        """What the state holds of a key, with its proof, at the height `from` or later."""
+        try:
+            key = bytes.fromhex(request.path_params["key"])
+        except ValueError:
+            raise Malformed("the key must be written in hex digits") from None
+        proved = await self._node.proved_value(
+            key, _height(request.query_params.get("from", "0")), _wait(request)
+        )
+        return Response(encode(proved), media_type="application/msgpack")
+
+    async def tx_proof(self, request: Request) -> Response:
+        proved = await self._node.proved_receipt(_hex(request, "tx", 32))
+        return Response(encode(proved), media_type="application/msgpack")
+
+
+def _height(text: str) -> int:
+    height = int(text) if text.isdecimal() and text.isascii() and len(text) < 20 else -1
+    if not 0 <= height < 2**63:
+        raise Malformed("a height is a number from 0, or 'latest' where the last one may be meant")
+    return height
+
 
 def _wait(request: Request) -> float:
     """The seconds that the client lets us wait."""
@@ -223,11 +267,22 @@ def _receipt(receipt: Receipt) -> Response:
     return JSONResponse({**hexed(receipt), "encoded": encode(receipt).hex()})
 
 
+def _place(text: str, what: str) -> Place:
+    parts = text.split(".")
+    if len(parts) != 2 or not all(part.isdecimal() and len(part) < 19 for part in parts):
+        raise Malformed(f"{what} must be HEIGHT.POSITION, such as 12.0")
+    return int(parts[0]), int(parts[1])
+
+
 def _hex(request: Request, name: str, size: int) -> bytes:
+    return _bytes(request.path_params[name], f"the {name}", size)
+
+
+def _bytes(text: str, what: str, size: int) -> bytes:
     try:
-        value = bytes.fromhex(request.path_params[name])
+        value = bytes.fromhex(text)
     except ValueError:
         value = b""
     if len(value) != size:
-        raise Malformed(f"the {name} must be written as {2 * size} hex digits")
+        raise Malformed(f"{what} must be written as {2 * size} hex digits")
     return value

@@ -8,9 +8,10 @@ node executes what is missing and nothing twice. Copies hold what all members of
 A snapshot is a backup without the bodies of old blocks, with which a new member starts without replaying years. What an import proves:
 every header links to genesis, each epoch was handed over by its own members, and a quorum of the present ones has finalized the last block;
 bodies and receipts are those of the headers and of the receipts root.
-What it cannot prove: the root itself is no part of a block, and the contract's state is bound by nothing but its exporter's honesty. The
-nodes' agreement on the root shows the first (it is a running hash: compare `/v1/status` once the node has caught up); for the second, take
-a snapshot from a node you trust, or let the node replay the chain.
+the contract's state is that of the state root at the height executed. What it cannot prove: the roots themselves are no part of a block.
+The manifest names both: compare them with the checkpoint that the other nodes sign for this height (`/v1/checkpoint/HEIGHT`). The state roots of
+earlier heights, which the node will sign when it is asked for a receipt of then, are the exporter's word: take a snapshot from a node you
+trust, or let the node replay the chain.
 """
 
 import hashlib
@@ -36,6 +37,7 @@ from protocol.block import Committee, Header, decode_block, decode_certificate
 from protocol.contract import decode_receipt, next_root
 from protocol.epochs import decode_handover, follow
 from protocol.genesis import Genesis
+from protocol.state_tree import StateTree, bucket_hash, bucket_of, changed, key_hash, value_hash
 
 MANIFEST = "manifest.json"
 MAX_VALUE = 8 << 20
@@ -55,6 +57,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     block: _Hash
     executed_height: Annotated[int, msgspec.Meta(ge=0)]
     receipts_root: _Hash
+    state_root: _Hash
     journal_sha256: _Hash
     ledger_sha256: _Hash
 
@@ -77,7 +80,7 @@ def backup(data: Path, out: Path, genesis: Genesis, node: str, *, is_snapshot: b
         _mark(folder / JOURNAL, genesis)
         if is_snapshot:
             _lighten(folder)
-        (height, block), (executed, root) = _verify(folder / JOURNAL, folder / LEDGER, genesis)
+        (height, block), (executed, root, state) = _verify(folder / JOURNAL, folder / LEDGER, genesis)
         manifest = Manifest(
             "diptych/backup/1",
             "snapshot" if is_snapshot else "backup",
@@ -88,6 +91,7 @@ def backup(data: Path, out: Path, genesis: Genesis, node: str, *, is_snapshot: b
             block.hex(),
             executed,
             root.hex(),
+            state.hex(),
             _sealed(folder / JOURNAL),
             _sealed(folder / LEDGER),
         )
@@ -131,8 +135,12 @@ def restore(source: Path, data: Path, genesis: Genesis, node: str) -> Manifest:
                         f"{source / name} is not the file of its manifest: it is damaged or was changed"
                     )
             found = _verify(data / f".{JOURNAL}.new", data / f".{LEDGER}.new", genesis)
-            told = (manifest.height, manifest.block), (manifest.executed_height, manifest.receipts_root)
-            if tuple((height, value.hex()) for height, value in found) != told:
+            (height, block), (executed, root, state) = found
+            told = (
+                *(manifest.height, manifest.block, manifest.executed_height),
+                *(manifest.receipts_root, manifest.state_root),
+            )
+            if (height, block.hex(), executed, root.hex(), state.hex()) != told:
                 raise Unauthentic(f"{source} is not what its manifest says: it was changed")
             _mark(data / f".{JOURNAL}.new", genesis)
             if manifest.kind == "snapshot":
@@ -209,8 +217,10 @@ def _keep_final(journal: Path) -> None:
         db.execute("DELETE FROM meta WHERE name NOT IN ('genesis', 'restored', 'pruned', 'halted')")
 
 
-def _verify(journal: Path, ledger: Path, genesis: Genesis) -> tuple[tuple[int, bytes], tuple[int, bytes]]:
-    """Height and id of the last block, height and root of what is executed, of two databases that hold together as the module
+def _verify(
+    journal: Path, ledger: Path, genesis: Genesis
+) -> tuple[tuple[int, bytes], tuple[int, bytes, bytes]]:
+    """Height and id of the last block, height and roots (receipts, state) of what is executed, of two databases that hold together as the module
     promises; nothing in them has been believed before."""
     with (
         disk_troubles(journal),
@@ -226,10 +236,11 @@ def _verify(journal: Path, ledger: Path, genesis: Genesis) -> tuple[tuple[int, b
         if blocks.execute("SELECT value FROM meta WHERE name = 'genesis'").fetchone() != (genesis.hash,):
             raise Malformed(f"{journal} is of another chain than the genesis; get the right one")
         ids = _block_ids(blocks, genesis)
-        root = _receipts_root(receipts, ids)
-        if pruned_height(blocks) > last_unneeded(blocks, root[0]):
+        executed, root = _receipts_root(receipts, ids)
+        state = _state_root(receipts, executed)
+        if pruned_height(blocks) > last_unneeded(blocks, executed):
             raise Unauthentic("bodies that a node needs are missing; take another backup")
-    return (len(ids) - 1, ids[-1]), root
+    return (len(ids) - 1, ids[-1]), (executed, root, state)
 
 
 def _block_ids(journal: sqlite3.Connection, genesis: Genesis) -> list[bytes]:
@@ -314,6 +325,21 @@ def _receipts_root(ledger: sqlite3.Connection, ids: list[bytes]) -> tuple[int, b
     if row is not None:
         raise Unauthentic("there are receipts of blocks that were not executed; take another backup")
     return height, root
+
+
+def _state_root(ledger: sqlite3.Connection, executed: int) -> bytes:
+    """The root of the state at the height executed, made anew from the values; the buckets must be theirs."""
+    values: dict[int, dict[bytes, bytes | None]] = {}
+    for key, value in ledger.execute("SELECT key, value FROM state"):
+        hashed = key_hash(_blob(key))
+        values.setdefault(bucket_of(hashed), {})[hashed] = value_hash(_blob(value))
+    buckets = {number: changed(b"", pairs) for number, pairs in values.items()}
+    told = dict(ledger.execute("SELECT number, pairs FROM buckets WHERE pairs != x''"))
+    root = StateTree((number, bucket_hash(pairs)) for number, pairs in buckets.items()).root
+    head = ledger.execute("SELECT state FROM executed WHERE height = ?", (executed,)).fetchone()
+    if told != buckets or head != (root,):
+        raise Unauthentic("the contract's state is not that of its root; take another backup")
+    return root
 
 
 def _blob(value: object) -> bytes:

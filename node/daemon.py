@@ -27,13 +27,14 @@ from crypto.dkg import HolderKey
 from crypto.errors import Conflict, Denied, DiptychError, NotFound, Unavailable
 from crypto.seal import seal
 from crypto.sign import Ed25519Signer
+from node.feed import Feed, Matter, Place
 from node.index_key import Holder
 from node.ledger import Ledger
 from node.metrics import Metrics
 from node.net import MAX_BODY, Chan, Event, Net, Peer, PeerDown, PeerUp, Received
 from node.roster import Roster
 from node.store import Store
-from protocol import contract
+from protocol import contract, merkle, queries
 from protocol.block import (
     Accusation,
     Block,
@@ -47,6 +48,7 @@ from protocol.block import (
     Want,
     decode_message,
 )
+from protocol.checkpoint import Checkpoint, ReceiptProof, SignedCheckpoint
 from protocol.contract import Receipt
 from protocol.core import Core, Effect, Finalized, Halted, Record, SaveAbstention, Send, ServeChain
 from protocol.epochs import Handover
@@ -56,6 +58,8 @@ from protocol.identity import Credential, Release, Ticket
 from protocol.index_key import SignedIndexKey, get_key, index_label
 from protocol.mempool import Mempool, Pending
 from protocol.network import NodeAddress
+from protocol.queries import Item, Query
+from protocol.state_tree import ProvedValue
 from protocol.tx import decode_tx
 
 T = TypeVar("T")
@@ -116,6 +120,7 @@ class Node:
         self.refused: Counter[str] = Counter()
         self.evidence: list[Evidence] = self._store.evidence()
         self.executed_height, self.receipts_root = self._ledger.head()
+        self.state_root = self._ledger.tree.root
         self.pruned_height = self._store.pruned_height()
         self.metrics = Metrics(self)
         self._inbox: deque[Received] = deque()
@@ -130,7 +135,13 @@ class Node:
         self._outbox: list[bytes] = []
         self._has_outbox = asyncio.Event()
         self._final: asyncio.Queue[list[Block]] = asyncio.Queue()
+        self.feed = Feed(
+            lambda after, limit: self._in_ledger(lambda: self._matters(after, limit)),
+            lambda: self.executed_height,
+        )
         self._waiters: dict[bytes, list[Callable[[Receipt], None]]] = {}
+        self._has_executed = asyncio.Event()
+        """Set, and replaced by a new one, each time that blocks have been executed."""
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -148,6 +159,7 @@ class Node:
             self._regossip,
             self._keep_links,
             self._hold,
+            self.feed.run,
         )
         for loop in loops:
             self._tasks.append(asyncio.create_task(loop(), name=loop.__name__))
@@ -160,6 +172,7 @@ class Node:
             task.result()
 
     async def stop(self) -> None:
+        self.feed.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -297,6 +310,28 @@ class Node:
     async def record_log(self, record: bytes, after: tuple[int, int], limit: int) -> list[Receipt]:
         return await self._in_ledger(lambda: self._ledger_reader.record_log(record, after, limit))
 
+    async def page(
+        self, query: Query, owner: bytes, after: bytes, limit: int
+    ) -> tuple[int, list[Item], bytes | None]:
+        """A page of a listing (`protocol.queries.page`), with the height of the block after which it was so."""
+
+        def read() -> tuple[int, list[Item], bytes | None]:
+            ledger = self._ledger_reader
+            with ledger.unchanging():
+                return ledger.head()[0], *queries.page(ledger, query, owner, after, limit)
+
+        return await self._in_ledger(read)
+
+    def _matters(self, after: Place, limit: int) -> list[Matter]:
+        ledger, found = self._ledger_reader, []
+        with ledger.unchanging():
+            for receipt in ledger.receipts_after(after, limit):
+                entry = contract.get_record(ledger, receipt.record) if receipt.record else None
+                asked = ledger.receipt(receipt.request) if receipt.request else None
+                patient, requester = entry.patient if entry else None, asked.sender if asked else None
+                found.append(Matter(receipt, patient, requester))
+        return found
+
     async def release(self, tx_id: bytes) -> Release:
         """This node's part of a granted request: the ticket signed, its decryption share of the index entry sealed to the requester."""
         return await self.in_ledger(lambda ledger: self._release(ledger, tx_id))
@@ -326,6 +361,68 @@ class Node:
             raise Unavailable("the members of this chain are still making its index key; try again later")
         _, me, secret = self._standing()
         return SignedIndexKey.make(self.genesis, key, me, secret)
+
+    async def _until_executed(self, height: int, wait: float) -> None:
+        """Until the block at a height is executed, `wait` seconds at most; `NotFound` if it is not by then."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait):
+                while self.executed_height < height:
+                    await self._has_executed.wait()
+        if self.executed_height < height:
+            raise NotFound(
+                f"this node has executed the chain up to height {self.executed_height} only; ask again later"
+            )
+
+    async def checkpoint(self, height: int | None, wait: float) -> SignedCheckpoint:
+        """This node's word on where the chain stood at a height, None for the last one it has executed."""
+        if height is None:
+            height = self.executed_height
+        await self._until_executed(height, wait)
+        roots = await self._in_ledger(lambda: self._ledger_reader.roots(height))
+        block = await self._from_journal(lambda: self._store.final_at(height))
+        if height == 0:
+            block = self.genesis.hash, self.genesis.time_ms
+        if roots is None or block is None:
+            raise NotFound(f"this node does not know where the chain stood at height {height}; ask another")
+        committee, me, key = self._standing()
+        made = Checkpoint(self.genesis.chain_id, committee.epoch, height, *block, *roots)
+        return SignedCheckpoint.make(made, me, key)
+
+    async def proved_value(self, key: bytes, at_least: int, wait: float) -> ProvedValue:
+        """What the state holds of a key, with its proof, at a height of `at_least`, waiting for it if need be."""
+        await self._until_executed(at_least, wait)
+        return await self._in_ledger(lambda: self._ledger.prove(key))
+
+    async def proved_receipt(self, tx_id: bytes) -> ReceiptProof:
+        """The receipt of a transaction with what proves it to whoever believes a checkpoint of its height."""
+
+        def look(ledger: Ledger) -> tuple[Receipt, list[bytes], bytes] | None:
+            receipt = ledger.receipt(tx_id)
+            if receipt is None:
+                return None
+            before = ledger.roots(receipt.height - 1)
+            return (receipt, ledger.receipts_at(receipt.height), before[0]) if before else None
+
+        found = await self._in_ledger(lambda: look(self._ledger_reader))
+        if found is None:
+            raise NotFound("no final transaction with this id is known here yet; ask again later")
+        receipt, receipts, before = found
+        at = receipt.position
+        proved = await self._from_journal(lambda: self._store.proved_block(receipt.height))
+        if proved is None:
+            raise Unavailable("this node cannot prove yet that the block is final; ask again later")
+        block, links, finalization = proved
+        is_whole = bool(block.txs)
+        return ReceiptProof(
+            receipt,
+            merkle.proof(receipts, at),
+            before,
+            block.header,
+            links,
+            finalization,
+            block.txs[at] if is_whole else None,
+            merkle.proof(block.txs, at) if is_whole else (),
+        )
 
     def _granted(self, tx_id: bytes) -> tuple[Ticket, contract.RecordEntry, Credential]:
         receipt = self._ledger_reader.receipt(tx_id)
@@ -544,7 +641,8 @@ class Node:
             while not self._final.empty():
                 blocks += self._final.get_nowait()
             receipts = await self._until_written("ledger", lambda: self._run(blocks))  # noqa: B023
-            self.executed_height, self.receipts_root = self._ledger.head()
+            self._advance()
+            self.feed.wake()
             self.holder.follow(receipts)
             for receipt in receipts:
                 for waiter in self._waiters.pop(receipt.tx, ()):
@@ -554,6 +652,12 @@ class Node:
         if sum(len(block.txs) for block in blocks) <= INLINE_TXS:
             return self._ledger.execute(blocks)
         return await self._in_ledger(lambda: self._ledger.execute(blocks))
+
+    def _advance(self) -> None:
+        self.executed_height, self.receipts_root = self._ledger.head()
+        self.state_root = self._ledger.tree.root
+        self._has_executed.set()
+        self._has_executed = asyncio.Event()
 
     async def _catch_up_ledger(self) -> None:
         """After a crash the ledger may be behind the journal: execute what is missing."""
@@ -567,7 +671,7 @@ class Node:
                     f"the journal lacks the block at height {first}: its files are damaged; check the disk"
                 )
             await self._run(blocks)
-            self.executed_height, self.receipts_root = self._ledger.head()
+            self._advance()
 
     async def _hold(self) -> None:
         await self.holder.run(self)

@@ -399,19 +399,47 @@ class Store:
         proved = [number for number, row in enumerate(page, 1) if row[1] or row[2] == last_height]
         page = page[: proved[-1]] if proved else page
         _, proof, last = page[-1]
+        found = self._finality(last, proof, last_height, end[2] if end else None)
+        return Chain(tuple(decode_block(d) for d, _, _ in page), *found) if found else None
+
+    def final_at(self, height: int) -> tuple[bytes, int] | None:
+        """Id and time of the final block at a height."""
+        row = self._reader.execute("SELECT id, time_ms FROM final WHERE height = ?", (height,)).fetchone()
+        return (row[0], row[1]) if row else None
+
+    def proved_block(self, height: int) -> tuple[Block, tuple[Header, ...], Certificate] | None:
+        """The final block at a height, without its body if that was archived, with the headers from there to the one that the
+        certificate finalizes; None if this node has none to prove it with."""
+        query = "SELECT epoch, height, handover FROM epochs WHERE height >= ? ORDER BY height LIMIT 1"
+        end = self._reader.execute(query, (height,)).fetchone()
+        row = self._reader.execute(
+            "SELECT b.data, f.certificate FROM final f JOIN blocks b ON b.id = f.id WHERE f.height = ?",
+            (height,),
+        ).fetchone()
+        if row is None:
+            return None
+        last_height, handover = (end[1], end[2]) if end else (MAX_VIEW, None)
+        found = self._finality(height, row[1], last_height, handover)
+        return (decode_block(row[0]), *found) if found else None
+
+    def _finality(
+        self, height: int, proof: bytes | None, last_height: int, end: bytes | None
+    ) -> tuple[tuple[Header, ...], Certificate] | None:
+        """What proves a block final whose own certificate is `proof`: without one, the next at most `MAX_LINKS` further on in its epoch, which
+        ends at `last_height` with the handover `end`, and the headers up to there."""
         links: list[Header] = []
         later = self._reader.execute(
             "SELECT b.data, f.certificate FROM final f JOIN blocks b ON b.id = f.id"
             " WHERE f.height > ? AND f.height <= ? ORDER BY f.height LIMIT ?",
-            (last, last_height, MAX_LINKS),
+            (height, last_height, MAX_LINKS),
         )
         while proof is None and (row := later.fetchone()):
             links.append(decode_block(row[0]).header)
             proof = row[1]
-        if proof is None and end and (links[-1].height if links else last) == last_height:
-            handover = decode_handover(end[2])
+        if proof is None and end and (links[-1].height if links else height) == last_height:
+            handover = decode_handover(end)
             links += handover.links
             proof = encode(handover.finalization)
         if proof is None or len(links) > MAX_LINKS:
             return None
-        return Chain(tuple(decode_block(d) for d, _, _ in page), tuple(links), decode_certificate(proof))
+        return tuple(links), decode_certificate(proof)

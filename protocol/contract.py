@@ -6,7 +6,8 @@ State is a map from byte keys to canonical objects; docs/contract.md lists the k
 order in which they are checked.
 """
 
-from typing import Annotated, Literal
+from functools import lru_cache
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -44,10 +45,13 @@ from protocol.tx import (
 )
 
 TICKET_LIFETIME_MS = 600_000
+"""A ticket ends no later than that, nor than what it was granted for: the requester's credential, the rule, the proxy's time."""
 EMERGENCY_LIFETIME_MS = 3_600_000
+"""How long a ticket of an emergency lasts, and before it the request waits for the second person."""
 WAITING_LIFETIME_MS = 7 * 86_400_000
-"""How long a request waits for a second person."""
+"""How long any other request waits for a second person."""
 MAX_OBJECT = 64 << 10
+MAX_REASON = 1024
 MEMBERS_KEY = b"members"
 LISTED = encode(True)
 """The value of keys that only list something under its patient, reader, proxy or tag."""
@@ -82,7 +86,8 @@ class RecordEntry(Wire, frozen=True, tag="record-entry/1"):
 
 
 class Pending(Wire, frozen=True, tag="pending-request/1"):
-    """A request that waits for a second person until `expires_ms`; granted only for the version that it was made for."""
+    """A request that waits for a second person until `expires_ms`; granted only for the version that it was made for. `second` is who
+    agreed, where an emergency access waits for its review."""
 
     request: Bytes32
     record: Bytes16
@@ -93,6 +98,7 @@ class Pending(Wire, frozen=True, tag="pending-request/1"):
     emergency: Emergency | None
     time_ms: UInt
     expires_ms: UInt
+    second: Bytes32 | None = None
 
 
 class Proxy(Wire, frozen=True, tag="proxy/1"):
@@ -134,7 +140,7 @@ class Receipt(Wire, frozen=True, tag="receipt/1"):
     request: Bytes32 | None
     ok: bool
     code: Short
-    reason: Annotated[str, msgspec.Meta(max_length=1024)]
+    reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON)]
 
 
 decode_receipt = Decoder(Receipt, "a receipt", MAX_OBJECT)
@@ -312,7 +318,7 @@ def apply(state: State, genesis: Genesis, tx: Tx, height: int, position: int, ti
         request,
         ok,
         code,
-        reason,
+        reason[:MAX_REASON],
     )
     if record is not None and known:
         state.put(log_key(record), encode(next_log_head(get_log_head(state, record), receipt)))
@@ -335,7 +341,12 @@ def _about(state: StateReader, action: Action) -> tuple[bytes | None, Purpose | 
 
 def next_root(root: bytes, block_id: bytes, receipts: list[Receipt]) -> bytes:
     """The running root of receipts after a block: nodes that agree on it executed the same history alike."""
-    return digest("receipts", encode((root, block_id, merkle.root([encode(r) for r in receipts]))))
+    return next_root_over(root, block_id, merkle.root([encode(r) for r in receipts]))
+
+
+def next_root_over(root: bytes, block_id: bytes, receipts: bytes) -> bytes:
+    """As `next_root`, from the Merkle root of the block's encoded receipts."""
+    return digest("receipts", encode((root, block_id, receipts)))
 
 
 def _certify(state: State, genesis: Genesis, sender: bytes, action: Certify, time_ms: int) -> tuple[str, str]:
@@ -431,13 +442,17 @@ def _own_record(state: State, sender: bytes, record: bytes, time_ms: int) -> Rec
     return entry
 
 
+_parsed = lru_cache(maxsize=256)(policy.parse)
+"""The largest take milliseconds, and a block may bring a thousand requests."""
+
+
 def _check_rule(rule: Rule) -> None:
     for what, text in (("policy", rule.policy), ("approval", rule.approval), ("emergency", rule.emergency)):
         try:
             if text is not None:
-                policy.parse(text)
+                _parsed(text)
         except PolicyError as error:
-            raise Refused("bad-policy", f"the rule's {what} does not parse: {error}"[:1024]) from None
+            raise Refused("bad-policy", f"the rule's {what} does not parse: {error}") from None
     if not rule.purposes:
         raise Refused("bad-rule", "the rule allows no purpose, so nobody could ever read the record")
     if "emergency" in rule.purposes:
@@ -468,9 +483,10 @@ def _publish(state: State, genesis: Genesis, sender: bytes, action: Publish, tim
     label = index_label(genesis.chain_id, action.record, action.version, action.rule.digest)
     try:
         tdh2.check(key.public, label, action.sealed_index)
-    except DiptychError as error:
+    except DiptychError:
         raise Refused(
-            "bad-index", f"the index entry is not for this record, version and rule: {error}"
+            "bad-index",
+            "the index entry is not encrypted to this chain's index key for this record, version and rule; make it anew",
         ) from None
     _retag(state, action.record, entry.tags, action.tags)
     entry = msgspec.structs.replace(
@@ -500,11 +516,14 @@ def _retire(state: State, sender: bytes, action: Retire, time_ms: int) -> tuple[
         raise Refused("retired", "the record was retired already")
     if action.replaced_by is not None:
         other = get_record(state, action.replaced_by)
-        if other is None or other.patient != sender or action.replaced_by == action.record:
+        # Nor a retired one, so that no replacements go in a circle.
+        is_live = other is not None and other.patient == sender and other.status != "retired"
+        if not is_live or action.replaced_by == action.record:
             raise Refused(
-                "bad-replacement", "the replacement is no other record of this patient on this chain"
+                "bad-replacement", "the replacement is no other live record of this patient on this chain"
             )
     _retag(state, action.record, entry.tags, ())
+    state.remove(_uses_key(action.record))
     entry = msgspec.structs.replace(
         entry,
         sealed_index=b"",
@@ -522,10 +541,14 @@ def _erase(state: State, sender: bytes, action: Erase, time_ms: int) -> tuple[st
     entry = _own_record(state, sender, action.record, time_ms)
     try:
         deletion = decode_deletion_receipt(action.deletion)
-    except DiptychError as error:
-        raise Refused("bad-deletion", str(error)) from None
-    if deletion.record != action.record:
-        raise Refused("bad-deletion", "the cloud's deletion receipt is for another record")
+    except DiptychError:
+        raise Refused(
+            "bad-deletion", "this is no deletion receipt of a cloud; send the one it gave"
+        ) from None
+    if (deletion.record, deletion.before) != (action.record, None):
+        raise Refused(
+            "bad-deletion", "the cloud's deletion receipt is for another record, or for old versions only"
+        )
     _retag(state, action.record, entry.tags, ())
     state.remove(patient_list(sender) + action.record)
     state.remove(_uses_key(action.record))
@@ -557,10 +580,15 @@ def _set_proxy(state: State, sender: bytes, action: SetProxy, time_ms: int) -> t
 
 def _acts_for(state: StateReader, key: bytes, patient: bytes, power: Power, time_ms: int) -> bool:
     """Whether somebody is the patient, or a proxy who has this power now."""
-    proxy = get_proxy(state, patient, key)
-    return key == patient or (
-        proxy is not None and power in proxy.powers and proxy.from_ms <= time_ms < proxy.until_ms
-    )
+    return key == patient or _proxy_now(state, key, patient, power, time_ms) is not None
+
+
+def _proxy_now(state: StateReader, key: bytes, patient: bytes, power: Power, time_ms: int) -> Proxy | None:
+    """The proxy with this power now, if it is one. A patient's revoked key has none: its thief might have named them."""
+    proxy, person = get_proxy(state, patient, key), get_person(state, patient)
+    if proxy is None or power not in proxy.powers or person is None or person.is_revoked:
+        return None
+    return proxy if proxy.from_ms <= time_ms < proxy.until_ms else None
 
 
 def _open_record(state: StateReader, record: bytes) -> tuple[RecordEntry, Rule]:
@@ -576,11 +604,21 @@ def _open_record(state: StateReader, record: bytes) -> tuple[RecordEntry, Rule]:
     return entry, entry.rule
 
 
+class _Leave(NamedTuple):
+    """What lets a requester have a record; `is_own` if it is the patient's own wish, `until_ms` its end at the latest."""
+
+    entry: RecordEntry
+    rule: Rule
+    is_own: bool
+    until_ms: int
+
+
 def _check_access(
     state: StateReader, record: bytes, requester: bytes, purpose: Purpose, time_ms: int
-) -> tuple[RecordEntry, Rule]:
+) -> _Leave:
     """Refuse unless the rule lets the requester have the record, with a second person's word if it wants one."""
     credential = _certified(state, requester, time_ms)
+    end = credential.not_after_ms
     entry, rule = _open_record(state, record)
     if requester in rule.deny:
         raise Refused("denied-by-patient", "the patient has put this key on the record's deny list")
@@ -591,9 +629,11 @@ def _check_access(
             raise Refused(
                 "emergency-not-met", "the certified attributes of this key do not allow it to break the glass"
             )
-        return entry, rule
-    if _is_own(state, entry, requester, purpose, time_ms):
-        return entry, rule
+        return _Leave(entry, rule, False, end)
+    if purpose == "patient-request":
+        proxy = _proxy_now(state, requester, entry.patient, "read", time_ms)
+        if requester == entry.patient or proxy is not None:
+            return _Leave(entry, rule, True, min(end, proxy.until_ms) if proxy else end)
     if rule.from_ms is not None and time_ms < rule.from_ms:
         raise Refused("rule-not-yet", "the patient's permission has not begun")
     if rule.until_ms is not None and time_ms >= rule.until_ms:
@@ -608,16 +648,11 @@ def _check_access(
         raise Refused(
             "used-up", f"the record has been granted {rule.uses} times, as often as the patient allows"
         )
-    return entry, rule
+    return _Leave(entry, rule, False, end if rule.until_ms is None else min(end, rule.until_ms))
 
 
 def _satisfies(credential: Credential, text: str) -> bool:
-    return policy.parse(text).satisfied(credential.attributes)
-
-
-def _is_own(state: StateReader, entry: RecordEntry, requester: bytes, purpose: Purpose, time_ms: int) -> bool:
-    """Whether the patient, or a proxy who may read, asks at the patient's own wish."""
-    return purpose == "patient-request" and _acts_for(state, requester, entry.patient, "read", time_ms)
+    return _parsed(text).satisfied(credential.attributes)
 
 
 def _uses(state: StateReader, record: bytes, rule: Rule) -> int:
@@ -629,8 +664,9 @@ def _uses(state: StateReader, record: bytes, rule: Rule) -> int:
 
 def _request(state: State, genesis: Genesis, tx: Tx, action: Request, time_ms: int) -> tuple[str, str]:
     sender, purpose = tx.body.sender, action.purpose
-    entry, rule = _check_access(state, action.record, sender, purpose, time_ms)
-    if (purpose == "emergency") != (action.emergency is not None):
+    leave = _check_access(state, action.record, sender, purpose, time_ms)
+    entry, is_emergency = leave.entry, purpose == "emergency"
+    if is_emergency != (action.emergency is not None):
         raise Refused(
             "bad-request", "a request for an emergency, and no other, comes with its ground and a note"
         )
@@ -643,10 +679,10 @@ def _request(state: State, genesis: Genesis, tx: Tx, action: Request, time_ms: i
         purpose,
         action.emergency,
         time_ms,
-        time_ms + WAITING_LIFETIME_MS,
+        time_ms + (EMERGENCY_LIFETIME_MS if is_emergency else WAITING_LIFETIME_MS),
     )
-    if purpose != "emergency" and (rule.approval is None or _is_own(state, entry, sender, purpose, time_ms)):
-        return _grant(state, genesis, entry, rule, asked, time_ms)
+    if not is_emergency and (leave.rule.approval is None or leave.is_own):
+        return _grant(state, genesis, leave, asked, time_ms)
     waiting_key = _waiting_key(action.record, sender)
     earlier = state.get(waiting_key)
     waiting = get_waiting(state, earlier) if earlier else None
@@ -684,14 +720,15 @@ def _decide(state: State, genesis: Genesis, sender: bytes, action: Decide, time_
     if not action.allow:
         _decided(state, pending)
         return "declined", "the request is declined"
-    entry, rule = _check_access(state, pending.record, pending.requester, pending.purpose, time_ms)
-    if time_ms >= pending.expires_ms or entry.version != pending.version:
+    leave = _check_access(state, pending.record, pending.requester, pending.purpose, time_ms)
+    if time_ms >= pending.expires_ms or leave.entry.version != pending.version:
         raise Refused("request-expired", "the request has waited too long, or the record has a newer version")
     _decided(state, pending)
     if pending.purpose == "emergency":
+        pending = msgspec.structs.replace(pending, second=sender)
         state.put(review_key(pending.request), encode(pending))
         state.put(inbox_list(pending.patient) + pending.request, LISTED)
-    return _grant(state, genesis, entry, rule, pending, time_ms)
+    return _grant(state, genesis, leave, pending, time_ms)
 
 
 def _may_approve(state: StateReader, pending: Pending, sender: bytes, credential: Credential) -> bool:
@@ -711,16 +748,16 @@ def _review(state: State, sender: bytes, action: Review, time_ms: int) -> tuple[
         raise Refused("unknown-request", "no emergency access with this id waits for a review")
     if not _acts_for(state, sender, found.patient, "decide", time_ms):
         raise Refused("not-owner", "only the patient, or a proxy who may decide, reviews an emergency access")
+    if sender != found.patient and sender in (found.requester, found.second):
+        raise Refused("own-request", "nobody reviews an emergency access in which they took part")
     state.remove(review_key(action.request))
     state.remove(inbox_list(found.patient) + action.request)
     return "reviewed", f"the emergency access was found {action.verdict}"
 
 
-def _grant(
-    state: State, genesis: Genesis, entry: RecordEntry, rule: Rule, asked: Pending, time_ms: int
-) -> tuple[str, str]:
-    is_emergency = asked.purpose == "emergency"
-    expires = time_ms + (EMERGENCY_LIFETIME_MS if is_emergency else TICKET_LIFETIME_MS)
+def _grant(state: State, genesis: Genesis, leave: _Leave, asked: Pending, time_ms: int) -> tuple[str, str]:
+    entry, rule, is_emergency = leave.entry, leave.rule, asked.purpose == "emergency"
+    lifetime = EMERGENCY_LIFETIME_MS if is_emergency else TICKET_LIFETIME_MS
     ticket = Ticket(
         genesis.chain_id,
         asked.request,
@@ -729,13 +766,13 @@ def _grant(
         entry.commit,
         asked.requester,
         asked.purpose,
-        expires,
+        min(time_ms + lifetime, leave.until_ms),
     )
     state.put(grant_key(asked.request), encode(ticket))
     state.put(grant_list(asked.requester) + asked.request, LISTED)
     if is_emergency:
         return "emergency-allowed", "two people have broken the glass; the patient reviews it"
-    if rule.uses is not None and not _is_own(state, entry, asked.requester, asked.purpose, time_ms):
+    if rule.uses is not None and not leave.is_own:
         state.put(_uses_key(asked.record), encode(Uses(rule.digest, _uses(state, asked.record, rule) + 1)))
     return "allowed", "the rule is satisfied"
 

@@ -16,6 +16,10 @@ from protocol.quorum import MAX_MEMBERS
 Role = Literal["doctor", "patient", "user"]
 Purpose = Literal["treatment", "research", "payment", "public-health", "patient-request", "emergency"]
 ChainKind = Literal["storage", "sharing"]
+MAX_CERTIFIED = 64
+"""Attributes of one credential."""
+KEY_KIND = "key"
+"""The kind of attribute that names one person; the authority certifies it unasked, and for its own key alone."""
 Attribute = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[a-z][a-z0-9-]*:[A-Za-z0-9._@-]+\Z")]
 
 
@@ -31,11 +35,17 @@ class Credential(Wire, frozen=True):
 
     subject: Bytes32
     role: Role
-    attributes: Annotated[tuple[Attribute, ...], msgspec.Meta(max_length=64)]
+    attributes: Annotated[tuple[Attribute, ...], msgspec.Meta(max_length=MAX_CERTIFIED)]
     seal_key: Bytes32
     ces_key: CesKey | None
     not_before_ms: UInt
     not_after_ms: UInt
+
+
+def key_attribute(subject: bytes) -> str:
+    """The attribute that the holder of this Ed25519 key alone is certified with, so that a policy can name one person. 128 bits of
+    the key: nobody makes another one that begins alike."""
+    return f"{KEY_KIND}:{subject.hex()[:32]}"
 
 
 class SignedCredential(Wire, frozen=True, tag="credential/1"):
@@ -87,20 +97,26 @@ class SignedTicket(Wire, frozen=True):
     ) -> Ticket:
         """The ticket, or `Unauthentic` (too few true signatures, other chain) or `Denied` (expired, former members)."""
         if self.ticket.chain_id != chain_id:
-            raise Unauthentic("the ticket was issued by another chain")
+            raise Unauthentic("the ticket was issued by another chain", "other-chain")
         if self.epoch != epoch:
-            raise Denied("the members of the chain have changed; exchange the request for a ticket again")
+            raise Denied(
+                "the members of the chain have changed; exchange the request for a ticket again",
+                "other-epoch",
+            )
         signers = [s.signer for s in self.signatures]
         if signers != sorted(set(signers)) or (signers and signers[-1] >= len(members)):
             raise Unauthentic(
-                "the ticket lists its signers twice, out of order or beyond the members of the chain"
+                "the ticket lists its signers twice, out of order or beyond the members of the chain",
+                "bad-ticket",
             )
         payload = encode(self.ticket)
         good = sum(is_valid(members[s.signer], "ticket", payload, s.signature) for s in self.signatures)
         if good < quorum:
-            raise Unauthentic(f"the ticket bears {good} valid node signatures where {quorum} are needed")
+            raise Unauthentic(
+                f"the ticket bears {good} valid node signatures where {quorum} are needed", "bad-ticket"
+            )
         if now_ms >= self.ticket.expires_ms:
-            raise Denied("the ticket has expired; request access again")
+            raise Denied("the ticket has expired; request access again", "expired")
         return self.ticket
 
 

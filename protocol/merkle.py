@@ -41,16 +41,21 @@ def proof(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
     return tuple(path)
 
 
-def is_included(leaf: bytes, index: int, count: int, path: Sequence[bytes], expected_root: bytes) -> bool:
-    """Whether `path` proves that `leaf` is leaf `index` of the `count` leaves under `expected_root`."""
+def root_from(leaf: bytes, index: int, count: int, path: Sequence[bytes]) -> bytes | None:
+    """The root under which `path` proves that `leaf` is leaf `index` of `count`; None if it can prove that under none."""
     if not 0 <= index < count:
-        return False
+        return None
     node, rest, last = leaf_hash(leaf), list(path), count - 1
     while last > 0:
         if index % 2 or index < last:
             if not rest:
-                return False
+                return None
             sibling = rest.pop(0)
             node = _node(sibling, node) if index % 2 else _node(node, sibling)
         index, last = index // 2, last // 2
-    return not rest and node == expected_root
+    return None if rest else node
+
+
+def is_included(leaf: bytes, index: int, count: int, path: Sequence[bytes], expected_root: bytes) -> bool:
+    """Whether `path` proves that `leaf` is leaf `index` of the `count` leaves under `expected_root`."""
+    return root_from(leaf, index, count, path) == expected_root

@@ -16,7 +16,7 @@ import msgspec
 from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
 from crypto.errors import Unauthentic
 from crypto.sign import Ed25519Signer, domain_tag, verify
-from protocol.identity import SignedCredential, SignedTicket
+from protocol.identity import Purpose, SignedCredential, SignedTicket
 
 MAX_PARTS = 4096
 MAX_CLASSES = 32
@@ -24,6 +24,8 @@ MAX_ENVELOPE = 4 << 20
 MAX_PART = 64 << 20
 """Bytes of one sealed part."""
 MAX_REQUEST_HEAD = 1 << 20
+MAX_LOG_PAGE = 500
+"""Entries of the cloud's log in one answer."""
 
 PartIndex = Annotated[int, msgspec.Meta(ge=0, lt=MAX_PARTS)]
 
@@ -110,8 +112,10 @@ class Index(Wire, frozen=True, tag="index/1"):
 
 class UploadBody(Wire, frozen=True):
     """The head of an upload: everything that it makes readable. `blobs` follow in this order as raw bytes; a blob that a
-    view needs and the cloud already holds for the same patient need not be sent again."""
+    view needs and the cloud already holds for the same patient need not be sent again. `cloud` is the key of the one that it is meant for,
+    here and in all requests to a cloud."""
 
+    cloud: Bytes32
     credential: SignedCredential
     views: Annotated[tuple[View, ...], msgspec.Meta(min_length=1, max_length=8)]
     blobs: Annotated[tuple[BlobRef, ...], msgspec.Meta(max_length=MAX_PARTS + MAX_CLASSES)]
@@ -157,10 +161,12 @@ class UploadReceipt(Wire, frozen=True, tag="upload-receipt/1"):
 
 
 class DeleteBody(Wire, frozen=True):
-    """A patient's request that the cloud delete all it holds of a record."""
+    """A patient's request that the cloud delete all it holds of a record, or only the versions `before` one and what they alone need."""
 
+    cloud: Bytes32
     patient: Bytes32
     record: Bytes16
+    before: UInt | None
     time_ms: UInt
     nonce: Bytes16
 
@@ -179,10 +185,12 @@ class Delete(Wire, frozen=True, tag="delete/1"):
 
 
 class DeletionReceipt(Wire, frozen=True, tag="deletion-receipt/1"):
-    """The cloud's word that it holds nothing of a record any more: how many views and blobs it has deleted, how many bytes, when."""
+    """The cloud's word that it holds nothing of a record any more, or nothing that only versions `before` one needed: how many views and
+    blobs it has deleted, how many bytes, when."""
 
     request: Bytes32
     record: Bytes16
+    before: UInt | None
     views: UInt
     blobs: UInt
     size: UInt
@@ -193,26 +201,33 @@ class DeletionReceipt(Wire, frozen=True, tag="deletion-receipt/1"):
     def make(
         cls, delete: Delete, views: int, blobs: int, size: int, time_ms: int, cloud: Ed25519Signer
     ) -> "DeletionReceipt":
-        request = digest("delete", encode(delete.body))
-        unsigned = cls(request, delete.body.record, views, blobs, size, time_ms, bytes(64))
+        body = delete.body
+        unsigned = cls(
+            digest("delete", encode(body)), body.record, body.before, views, blobs, size, time_ms, bytes(64)
+        )
         return msgspec.structs.replace(
             unsigned, signature=cloud.sign("deletion-receipt", unsigned._payload())
         )
 
-    def verify(self, record: bytes, cloud: bytes) -> None:
-        """Raise `Unauthentic` unless `cloud` signed this for `record`."""
-        if self.record != record:
-            raise Unauthentic("the cloud's deletion receipt is for another record")
+    def verify(self, record: bytes, cloud: bytes, before: int | None = None) -> None:
+        """Raise `Unauthentic` unless `cloud` signed this for `record`, and for all of it unless `before` says which versions."""
+        if (self.record, self.before) != (record, before):
+            raise Unauthentic(
+                "the cloud's deletion receipt is for another record, or for other versions of it"
+            )
         verify(cloud, "deletion-receipt", self._payload(), self.signature, "the cloud's deletion receipt")
 
     def _payload(self) -> bytes:
-        return encode((self.request, self.record, self.views, self.blobs, self.size, self.time_ms))
+        return encode(
+            (self.request, self.record, self.before, self.views, self.blobs, self.size, self.time_ms)
+        )
 
 
 class DownloadBody(Wire, frozen=True):
     """A reader's own request: the index entry, the ticket (the patient alone needs none), and which blobs are wanted;
     an empty `wanted` asks for the view and its envelopes, otherwise these parts follow too."""
 
+    cloud: Bytes32
     index: Index
     ticket: SignedTicket | None
     requester: Bytes32
@@ -242,6 +257,89 @@ class DownloadHead(Wire, frozen=True, tag="download-head/1"):
     blobs: Annotated[tuple[BlobRef, ...], msgspec.Meta(max_length=MAX_PARTS)]
 
 
+class CloudEntry(Wire, frozen=True, tag="cloud-entry/1"):
+    """One request for a record at the cloud: who asked for which version, how many parts (0: envelopes alone), and `code`: `served`, or why
+    it was refused. `request` and `purpose` are those of the ticket that came with it, true or not. `unlisted` counts the refusals since the
+    entry before that were too many to list."""
+
+    time_ms: UInt
+    chain_id: Short
+    version: UInt
+    requester: Bytes32
+    request: Bytes32 | None
+    purpose: Purpose | None
+    parts: UInt
+    code: Short
+    unlisted: UInt
+
+    def head_after(self, head: bytes) -> bytes:
+        """The digest that chains this entry to those before it, whose digest is `head`; 32 zeros come before the first."""
+        return digest("cloud-log", head + encode(self))
+
+
+class CloudLogBody(Wire, frozen=True):
+    """A patient asks for the entries of a record that follow the first `after`."""
+
+    cloud: Bytes32
+    patient: Bytes32
+    record: Bytes16
+    after: UInt
+    time_ms: UInt
+    nonce: Bytes16
+
+
+class CloudLogRequest(Wire, frozen=True, tag="cloud-log-request/1"):
+    body: CloudLogBody
+    signature: Bytes64
+
+    @classmethod
+    def make(cls, body: CloudLogBody, patient: Ed25519Signer) -> "CloudLogRequest":
+        return cls(body, patient.sign("cloud-log-request", encode(body)))
+
+    def verify(self) -> None:
+        """Raise `Unauthentic` unless the patient signed this request."""
+        verify(
+            self.body.patient, "cloud-log-request", encode(self.body), self.signature, "the request for a log"
+        )
+
+
+class CloudLogPage(Wire, frozen=True, tag="cloud-log-page/1"):
+    """Entries of a record's log, and the cloud's word on how many there are in all and the `head` that chains them."""
+
+    request: Bytes32
+    entries: Annotated[tuple[CloudEntry, ...], msgspec.Meta(max_length=MAX_LOG_PAGE)]
+    count: UInt
+    head: Bytes32
+    time_ms: UInt
+    signature: Bytes64
+
+    @classmethod
+    def make(
+        cls,
+        request: CloudLogRequest,
+        entries: tuple[CloudEntry, ...],
+        count: int,
+        head: bytes,
+        time_ms: int,
+        cloud: Ed25519Signer,
+    ) -> "CloudLogPage":
+        request_digest = digest("cloud-log-request", encode(request.body))
+        unsigned = cls(request_digest, entries, count, head, time_ms, bytes(64))
+        return msgspec.structs.replace(unsigned, signature=cloud.sign("cloud-log", unsigned._payload()))
+
+    def verify(self, request: CloudLogRequest, cloud: bytes) -> None:
+        """Raise `Unauthentic` unless `cloud` signed count and head in answer to `request`; the entries stand only under the head."""
+        if self.request != digest("cloud-log-request", encode(request.body)):
+            raise Unauthentic("the cloud's log answers another request")
+        verify(cloud, "cloud-log", self._payload(), self.signature, "the head of the cloud's log")
+
+    def _payload(self) -> bytes:
+        return encode((self.request, self.count, self.head, self.time_ms))
+
+
+decode_cloud_entry = Decoder(CloudEntry, "an entry of the cloud's log", 1 << 10)
+decode_cloud_log_request = Decoder(CloudLogRequest, "a request for the cloud's log", 1 << 10)
+decode_cloud_log_page = Decoder(CloudLogPage, "a page of the cloud's log", MAX_LOG_PAGE << 10)
 decode_view = Decoder(View, "a view", 16 << 10)
 decode_envelope = Decoder(Envelope, "an envelope", MAX_ENVELOPE)
 decode_index = Decoder(Index, "an index entry", 4 << 10)

@@ -12,8 +12,9 @@ from typing import Any
 
 import httpx2
 
-from client.chain import TX_LIFETIME_MS, checked, http_client, now_ms
+from client.chain import TX_LIFETIME_MS
 from client.chaos.history import Acknowledged, FinalBlock, History, NoAnswer, Seen, Submitted
+from client.web import checked, http_client, now_ms
 from crypto.codec import encode
 from crypto.errors import Conflict, DiptychError, NotFound, Unavailable
 from crypto.sign import SigningKey

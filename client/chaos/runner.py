@@ -18,7 +18,6 @@ from typing import Protocol
 import httpx2
 import msgspec
 
-from client.chain import checked, http_client
 from client.chaos.history import History, Injected, Verdict, judge
 from client.chaos.load import ChainLoad
 from client.chaos.scenario import (
@@ -40,6 +39,7 @@ from client.chaos.scenario import (
     kind_of,
     lasts,
 )
+from client.web import checked, http_client
 from configs.faults import Link, NodeFaults
 from configs.files import load_network
 from configs.settings import NodeSettings

@@ -159,15 +159,8 @@ class _Folds(dict[int, int | str | None]):
 
 
 _LETTERS: dict[str, int | str | None] = {
-    "ø": "o",
-    "đ": "d",
-    "ł": "l",
-    "æ": "ae",
-    "œ": "oe",
-    "ð": "d",
-    "þ": "th",
-    "ı": "i",
-}
+    "ø": "o", "đ": "d", "ł": "l", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th", "ı": "i"
+}  # fmt: skip
 _FOLDED = _Folds(str.maketrans(_LETTERS | dict.fromkeys("’ʼ‘`", "'")))
 
 

@@ -194,6 +194,7 @@ def archive() -> bytes:
         b"\x89PNG\r\n\x1a\n" + bytes(range(256)), archive(), pdf(b"(x) Tj"), b"{\\rtf1 {\\pict 0102}}", gzip.compress(b"x" * 99)[:-9],
         gzip.compress(gzip.compress(gzip.compress(gzip.compress(gzip.compress(gzip.compress(b"Zoe")))))), bytes(128) + b"DICM\x02\0\0\0",
     ],
+    ids=["PNG", "ZIP", "drawn PDF", "picture in RTF", "cut gzip", "gzip in gzip", "DICOM"],
 )  # fmt: skip
 def test_what_could_not_be_looked_into_is_a_finding(data: bytes) -> None:
     assert "unread" in kinds(attached(data))

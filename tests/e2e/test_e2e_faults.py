@@ -10,12 +10,12 @@ import httpx2
 import msgspec
 import pytest
 
-from client.chain import now_ms
 from client.doctor import Doctor
 from client.fhir import load_profile
 from client.patient import Patient
 from client.reader import Reader
 from client.session import KINDS, Session
+from client.web import now_ms
 from crypto.codec import encode
 from crypto.errors import Denied, Unauthentic, Unavailable
 from crypto.sign import SigningKey
@@ -104,7 +104,9 @@ def test_a_store_that_was_interrupted_is_finished_by_the_next_attempt(world: Wor
     with pytest.raises(Unavailable):
         world.store(record)
     for kind in KINDS:
-        assert world.patient.chains[kind].record(record).version == 0, "nothing half-stored is on chain"
+        assert world.patient.chains[kind].verified_record(record).version == 0, (
+            "nothing half-stored is on chain"
+        )
     whole_net.start("cloud")
     whole_net.wait_ready()
     stored = Patient(world.patient).resume(record)
@@ -163,7 +165,7 @@ def test_a_replayed_transaction_is_refused_and_changes_nothing(world: World):
     assert httpx2.get(f"{chain._urls[0]}/v1/tx/{tx.id.hex()}?wait=10", trust_env=False).status_code == 200
     replayed = post(world.researcher, encode(tx))
     assert (replayed.status_code, replayed.json()["type"]) == (409, "urn:diptych:Conflict")
-    assert len([r for r in chain.access_log(record) if r.tx == tx.id]) == 1
+    assert len([r for r in chain.verified_log(record).receipts if r.tx == tx.id]) == 1
 
 
 def test_a_tampered_transaction_and_one_of_an_uncertified_key_are_refused(world: World, tmp_path: Path):

@@ -48,7 +48,7 @@ def stored(join_as: Callable[..., Session], sample: bytes) -> tuple[Session, byt
 def test_key_files_of_fewer_nodes_than_a_quorum_open_no_index_entry(net: Supervisor, stored, kind):
     patient, record = stored
     chain, genesis = patient.chains[kind], patient.home.chains[kind]
-    entry = chain.record(record)
+    entry = chain.verified_record(record)
     label = index_label(genesis.chain_id, record, entry.version, entry.rule.digest)
     parts = {}
     for number in range(4):

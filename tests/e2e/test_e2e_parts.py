@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from client.chain import now_ms
 from client.doctor import Doctor, Record, SignedPart, header_digest
 from client.fhir import load_profile, tokens_equal
 from client.patient import Patient, StoredRecord
 from client.reader import Reader
 from client.session import KINDS, Session
+from client.web import now_ms
 from crypto import ces
 from crypto.codec import encode
 from crypto.errors import Denied, Malformed, Unauthentic
@@ -107,7 +107,9 @@ def test_what_the_doctor_ties_together_the_patient_cannot_part(world: World, sam
         with pytest.raises(Denied, match=f"rule {rule} "):
             Patient(world.patient).move(stored.header.record, name, "private")
     for kind in KINDS:
-        assert world.patient.chains[kind].record(stored.header.record).version == 1, "nothing was sent"
+        assert world.patient.chains[kind].verified_record(stored.header.record).version == 1, (
+            "nothing was sent"
+        )
     assert Patient(world.patient).move(stored.header.record, "m2", "private").version == 2
 
 

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from client.authority import Authority
-from client.chain import now_ms
 from client.collect import collect_key
 from client.doctor import Doctor
 from client.enrolment import Renewal
@@ -15,6 +14,7 @@ from client.fhir import load_profile
 from client.patient import Patient, envelope_context
 from client.reader import Reader
 from client.session import Session
+from client.web import now_ms
 from configs.settings import AuthoritySettings
 from crypto.abe import decapsulate, encapsulate
 from crypto.epoch import week_at
@@ -131,7 +131,7 @@ def test_a_renewal_twice_in_a_week_gives_the_same_answer(
     first, second = (authority.renew(Renewal.make(reader.home.sign, now_ms())) for _ in range(2))
     assert first == second
     assert first != before
-    assert reader.chains["sharing"].person(reader.home.sign.public).signed == first
+    assert reader.chains["sharing"].verified_person(reader.home.sign.public).signed == first
 
 
 def test_who_is_revoked_expired_unknown_or_set_to_another_time_is_not_renewed(
@@ -160,7 +160,7 @@ def test_who_is_revoked_expired_unknown_or_set_to_another_time_is_not_renewed(
             renew(revoked, authority)
     with pytest.raises(Denied, match="revoked"):
         revoked.enrol(invite("user", ["role:researcher"], 24))
-    assert revoked.chains["sharing"].person(revoked.home.sign.public).is_revoked
+    assert revoked.chains["sharing"].verified_person(revoked.home.sign.public).is_revoked
 
     later = expired.home.credential.credential.not_after_ms
     monkeypatch.setattr("client.authority.now_ms", lambda: later)
@@ -193,6 +193,11 @@ def test_renewal_and_revocation_by_commands(
     assert f"status:active@{week_at(now_ms())}" in shown["attributes"]
     assert json.loads(run(*patient, "record", "renew").stdout) == [{"record": record, "version": 2}]
     assert reads(reader, stored.record)
-    run("run_node.py", "revoke", "--config", net.folder / "authority" / "config.toml", shown["key"])
+    revoke = ("run_node.py", "revoke", "--config", net.folder / "authority" / "config.toml", shown["key"])
+    refused = run(*revoke, code=1)
+    assert "role:researcher" in refused.stderr
+    assert "--yes" in refused.stderr
+    assert reads(reader, stored.record), "nobody has agreed to it"
+    run(*revoke, "--yes")
     assert not reads(reader, stored.record)
     assert "revoked" in run(*home, "renew", code=5).stderr

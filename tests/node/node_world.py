@@ -19,7 +19,8 @@ from node.tls import TlsNet, identity_of
 from protocol.genesis import Genesis, Member
 from protocol.network import NodeAddress
 from protocol.tx import Request, Tx
-from tests.dealer import deal, share_key, share_point
+from tests.dealer import share_key, share_point
+from tests.ledger_state import deal_into
 
 TIMEOUT = 30
 AUTHORITY = SigningKey(b"a" * 32)
@@ -75,7 +76,7 @@ class World:
         data, holder = self.data(i), share_key(i)
         node = Node(self.genesis, f"n{i}", keys, holder, transport, lambda: addresses, data, marker, rejoin)
         if not self.makes_index_key:
-            deal(self.genesis, node._ledger)
+            deal_into(node._ledger, self.genesis)
         return node
 
     async def start(self, *numbers: int, rejoin: bool = False) -> None:

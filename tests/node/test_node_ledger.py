@@ -13,8 +13,10 @@ from node.ledger import Ledger
 from protocol import contract
 from protocol.block import Block
 from protocol.identity import Credential, SignedCredential
+from protocol.state_tree import StateTree, bucket_hash, bucket_of, changed, key_hash, value_hash
 from protocol.tx import Action, Attest, Certify, Publish, Request, Revoke, Rule, Tx, decode_tx
 from tests.dealer import deal, sealed
+from tests.ledger_state import deal_into
 from tests.memory_state import MemoryState
 from tests.simulation.cluster import WALL0, Cluster
 
@@ -71,9 +73,7 @@ CHAIN = make_chain()
 def new_ledger(folder) -> Ledger:
     """A ledger to which the index key has been dealt."""
     made = Ledger(folder, GENESIS)
-    dealt = MemoryState()
-    deal(GENESIS, dealt)
-    made.write(dealt)
+    deal_into(made, GENESIS)
     return made
 
 
@@ -87,7 +87,7 @@ def ledger(tmp_path):
 def contents(ledger: Ledger) -> list[list[tuple]]:
     return [
         ledger._db.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()
-        for table in ("state", "receipts", "executed")
+        for table in ("state", "receipts", "executed", "buckets")
     ]
 
 
@@ -170,7 +170,7 @@ def test_a_full_disk_in_the_middle_keeps_nothing_and_the_blocks_are_executed_lat
 def test_a_power_cut_in_the_middle_of_a_block_leaves_the_last_whole_one(tmp_path, ledger, expected):
     ledger.execute(CHAIN[:2])
     ledger._db.execute("BEGIN IMMEDIATE")
-    ledger.write({b"half": b"done"})
+    ledger._save({b"half": b"done"}, {7: bytes(64)})
     shutil.copytree(tmp_path, tmp_path / "after")
     ledger._db.execute("ROLLBACK")
     after = new_ledger(tmp_path / "after")
@@ -178,6 +178,68 @@ def test_a_power_cut_in_the_middle_of_a_block_leaves_the_last_whole_one(tmp_path
     after.execute(CHAIN)
     assert contents(after) == expected
     after.close()
+
+
+def state_root(ledger: Ledger) -> bytes:
+    """The root of the state from its values alone."""
+    naive = StateTree()
+    for key, value in ledger._db.execute("SELECT key, value FROM state"):
+        hashed = key_hash(key)
+        number = bucket_of(hashed)
+        others = {
+            key_hash(k): value_hash(v)
+            for k, v in ledger._db.execute("SELECT key, value FROM state")
+            if bucket_of(key_hash(k)) == number
+        }
+        naive.update({number: bucket_hash(changed(b"", others | {hashed: value_hash(value)}))})
+    return naive.root
+
+
+def test_each_height_has_the_root_of_the_state_after_its_block(tmp_path, ledger, expected):
+    for block in CHAIN:
+        ledger.execute([block])
+        assert ledger.roots(block.header.height)[1] == state_root(ledger) == ledger.tree.root
+    assert ledger.roots(len(CHAIN) + 1) is None
+    fresh = Ledger(tmp_path, GENESIS)
+    assert fresh.tree.root == ledger.tree.root, "from the disk it is the same tree"
+    fresh.close()
+
+
+def test_every_value_and_every_absence_is_proved_against_the_root_of_its_height(ledger):
+    ledger.execute(CHAIN)
+    height, root = len(CHAIN), ledger.roots(len(CHAIN))[1]
+    keys = [key for (key,) in ledger._db.execute("SELECT key FROM state")]
+    for key in [*keys, b"nobody", b""]:
+        proved = ledger.prove(key)
+        assert (proved.height, proved.value) == (height, ledger.get(key))
+        assert proved.proof.root(key, proved.value) == root
+    assert contract.person_key(USER.public) in keys
+
+
+def test_after_a_failure_in_the_middle_proofs_are_of_the_state_before(ledger, expected):
+    bad = CLUSTER.block(3, b"no transaction", parent=CHAIN[1].header)
+    before = ledger.tree.root
+    with pytest.raises(Malformed):
+        ledger.execute([*CHAIN[:2], bad])
+    assert ledger.tree.root == before == ledger.roots(0)[1]
+    key = contract.person_key(USER.public)
+    assert ledger.prove(key).proof.root(key, None) == before
+    ledger.execute(CHAIN)
+    assert contents(ledger) == expected
+
+
+def test_a_ledger_whose_tree_is_damaged_is_refused(tmp_path, ledger):
+    ledger.execute(CHAIN)
+    ledger._db.execute("UPDATE buckets SET pairs = zeroblob(64)")
+    with pytest.raises(Conflict, match="damaged"):
+        _ = Ledger(tmp_path, GENESIS).tree
+
+
+def test_a_ledger_of_an_earlier_version_is_refused_with_what_to_do(tmp_path):
+    with sqlite3.connect(tmp_path / "ledger.db") as db:
+        db.execute("CREATE TABLE executed (height INTEGER PRIMARY KEY, root BLOB NOT NULL)")
+    with pytest.raises(Conflict, match="move it away"):
+        Ledger(tmp_path, GENESIS)
 
 
 def test_the_ledger_of_another_chain_is_refused(tmp_path, ledger):
@@ -190,11 +252,19 @@ def test_the_ledger_of_another_chain_is_refused(tmp_path, ledger):
     same.close()
 
 
-def test_the_access_log_has_every_request_for_the_record_in_order_and_in_pages(ledger):
-    ledger.execute(CHAIN)
+def test_the_log_of_a_record_has_every_receipt_that_concerns_it_in_order_and_in_pages(ledger):
+    receipts = ledger.execute(CHAIN)
     log = ledger.record_log(RECORD, (0, 0), 100)
-    assert [(r.height, r.position) for r in log] == [(4, 1), (5, 0), (5, 1), (5, 2), (5, 3), (6, 1)]
-    assert [r.code for r in log] == ["allowed", "allowed", "wrong-purpose", "allowed", "allowed", "revoked"]
+    assert log == [r for r in receipts if r.record == RECORD]
+    places = [(2, 0), (2, 1), (4, 0), (4, 1), (5, 0), (5, 1), (5, 2), (5, 3), (6, 1)]
+    assert [(r.height, r.position) for r in log] == places
+    codes = ["attested", "wrong-role", "published"]
+    codes += ["allowed", "allowed", "wrong-purpose", "allowed", "allowed", "revoked"]
+    assert [r.code for r in log] == codes
+    head = contract.LogHead(0, bytes(32))
+    for receipt in log:
+        head = contract.next_log_head(head, receipt)
+    assert contract.get_log_head(ledger, RECORD) == head
     pages, after = [], (0, 0)
     while page := ledger.record_log(RECORD, after, 2):
         pages += page

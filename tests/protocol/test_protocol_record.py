@@ -28,9 +28,9 @@ from protocol.record import (
 PATIENT, CLOUD, OTHER = (SigningKey(bytes([i]) * 32) for i in (1, 2, 3))
 VIEW = View("chain", b"r" * 16, 1, PATIENT.public, b"s" * 32, (BlobRef.of(b"envelope"),))
 CREDENTIAL = SignedCredential.issue(Credential(PATIENT.public, "patient", (), bytes(32), None, 0, 9), OTHER)
-UPLOAD = Upload.make(UploadBody(CREDENTIAL, (VIEW,), (BlobRef.of(b"part"),), 5), PATIENT)
+UPLOAD = Upload.make(UploadBody(CLOUD.public, CREDENTIAL, (VIEW,), (BlobRef.of(b"part"),), 5), PATIENT)
 INDEX = Index.make(VIEW, PATIENT)
-DOWNLOAD = Download.make(DownloadBody(INDEX, None, OTHER.public, (), 5, bytes(16)), OTHER)
+DOWNLOAD = Download.make(DownloadBody(CLOUD.public, INDEX, None, OTHER.public, (), 5, bytes(16)), OTHER)
 VIEW_CHANGES = [
     {"chain_id": "other"},
     {"record": bytes(16)},

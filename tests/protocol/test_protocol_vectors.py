@@ -30,7 +30,8 @@ import configs
 import crypto
 import node
 import protocol
-from client import audit, doctor, enrolment, home, members, patient, reader
+from client import audit, doctor, enrolment, erasure, home, members, patient, reader
+from client import stored as homes
 from crypto import ces, dkg, keyfile, parts, schemes
 from crypto.ceas import part_set
 from crypto.codec import Decoder, encode
@@ -267,7 +268,7 @@ def the_index_key() -> index_key.IndexKey:
 
 def upload() -> record.Upload:
     blobs = (BlobRef.of(encode(ENVELOPE)), BlobRef.of(PART))
-    body = record.UploadBody(credential("patient", "patient"), (VIEW,), blobs, NOW)
+    body = record.UploadBody(KEYS["cloud"].public, credential("patient", "patient"), (VIEW,), blobs, NOW)
     return record.Upload.make(body, KEYS["patient"])
 
 
@@ -278,12 +279,32 @@ def download() -> record.Download:
     ticket = identity.SignedTicket(TICKET, 0, signatures)
     index = record.Index.make(VIEW, KEYS["patient"])
     wanted = (BlobRef.of(PART).hash,)
-    body = record.DownloadBody(index, ticket, TICKET.requester, wanted, NOW, filled("download", 16))
+    body = record.DownloadBody(
+        KEYS["cloud"].public, index, ticket, TICKET.requester, wanted, NOW, filled("download", 16)
+    )
     return record.Download.make(body, KEYS["user"])
 
 
+def cloud_entry() -> record.CloudEntry:
+    return record.CloudEntry(
+        NOW, VIEW.chain_id, 1, TICKET.requester, TICKET.request, "research", 2, "served", 3
+    )
+
+
+def cloud_log_request() -> record.CloudLogRequest:
+    body = record.CloudLogBody(KEYS["cloud"].public, VIEW.patient, RECORD, 0, NOW, filled("cloud-log", 16))
+    return record.CloudLogRequest.make(body, KEYS["patient"])
+
+
+def cloud_log_page() -> record.CloudLogPage:
+    entry = cloud_entry()
+    return record.CloudLogPage.make(
+        cloud_log_request(), (entry,), 1, entry.head_after(bytes(32)), NOW, KEYS["cloud"]
+    )
+
+
 def delete() -> record.Delete:
-    body = record.DeleteBody(VIEW.patient, RECORD, NOW, filled("delete", 16))
+    body = record.DeleteBody(KEYS["cloud"].public, VIEW.patient, RECORD, None, NOW, filled("delete", 16))
     return record.Delete.make(body, KEYS["patient"])
 
 
@@ -331,15 +352,38 @@ def signed_record() -> doctor.Record:
     return doctor.Record(ces.FullSignature(CES_HEADER, filled("tag", 32), signature), (signed_part(),))
 
 
-def stored() -> patient.StoredRecord:
-    placed = patient._Part("shared", filled("part key", 32), 1, BlobRef.of(PART))
-    return patient.StoredRecord(signed_record(), 1, (placed,), (("shared", RULE.policy),), RULE.purposes)
+def stored() -> homes.StoredRecord:
+    placed = homes.StoredPart("shared", filled("part key", 32), 1, BlobRef.of(PART))
+    return homes.StoredRecord(
+        signed_record(),
+        1,
+        (placed,),
+        (("shared", RULE.policy),),
+        RULE.purposes,
+        homes.Terms(NOW, NOW + 86_400_000, 3, RULE.deny, "role:board", "dept:emergency"),
+        (filled("tag", 32),),
+        "2026w47",
+        (KEYS["user"].public,),
+    )
 
 
-def pending() -> patient._Pending:
+def pending() -> homes.PendingVersion:
     _, publish = actions()["publish"]
     assert isinstance(publish, tx.Publish)
-    return patient._Pending(stored(), (VIEW,), (encode(ENVELOPE), PART), (("storage", publish),))
+    return homes.PendingVersion(stored(), (VIEW,), (encode(ENVELOPE), PART), (("storage", publish),))
+
+
+def proxies() -> homes.Proxies:
+    proxy = contract.Proxy(VIEW.patient, KEYS["user"].public, ("decide", "read"), NOW, NOW + 86_400_000)
+    return homes.Proxies((proxy,))
+
+
+def an_erasure() -> erasure.Erasure:
+    chains = (
+        erasure.Erased("storage", REQUEST, 7, NOW),
+        erasure.Erased("sharing", filled("erase", 32), 8, NOW),
+    )
+    return erasure.Erasure(RECORD, encode(deletion_receipt()), chains, True)
 
 
 def invitation() -> enrolment.Invitation:
@@ -456,6 +500,9 @@ def objects() -> Iterator[
     yield "uses", contract.decode_uses, lambda: contract.Uses(RULE.digest, 2), {}
     yield "log head", contract.decode_log_head, lambda: contract.LogHead(3, filled("log", 32)), {}
     yield "request to delete", record.decode_delete, delete, {}
+    yield "entry of the cloud's log", record.decode_cloud_entry, cloud_entry, {}
+    yield "request for the cloud's log", record.decode_cloud_log_request, cloud_log_request, {}
+    yield "page of the cloud's log", record.decode_cloud_log_page, cloud_log_page, {}
     yield "deletion receipt", record.decode_deletion_receipt, deletion_receipt, {}
     yield "members", contract.decode_members, lambda: (1, 1, MEMBERS[1:]), {}
     yield "index key", index_key.decode_index_key, the_index_key, {}
@@ -487,8 +534,10 @@ def objects() -> Iterator[
     yield "signed part", doctor.decode_part, signed_part, {}
     yield "signed record", doctor._decode_record, signed_record, {}
     yield "record package", doctor._decode_package, package, {}
-    yield "stored record", patient._decode_stored, stored, {}
-    yield "pending version", patient._decode_pending, pending, {}
+    yield "stored record", homes.decode_stored, stored, {}
+    yield "pending version", homes.decode_pending_version, pending, {}
+    yield "proxies", homes.decode_proxies, proxies, {}
+    yield "erasure", erasure.decode_erasure, an_erasure, {}
     yield "saved request", reader._decode_request, lambda: reader._Request(RECORD, REQUEST), {}
     yield "evidence file", audit._decode_file, evidence_file, {}
     yield "change of members", members._decode_change, lambda: members._Change(change()), {}
@@ -618,6 +667,8 @@ def test_hashes_and_signatures_hold_for_other_libraries():
         *(
             "credential",
             "ces",
+            "cloud-log",
+            "cloud-log-request",
             "delete",
             "deletion-receipt",
             "download",

@@ -252,6 +252,7 @@ class Cluster:
         self.committee = make_committee(self.genesis)
         self.random = random.Random(seed)
         self.link = link or Link()
+        self.link_between: Callable[[int, int], Link] = lambda a, b: self.link
         self.now = 0.0
         self.oracle, self._make_core, self._may_halt = make_oracle(self.genesis), make_core, may_halt
         self.member = [*range(n + spares), *twins]
@@ -314,6 +315,17 @@ class Cluster:
         if cuts_power:
             self.disks[i].cut_power()
             self.oracle.loses_power(i, self.disks[i])
+
+    def pause(self, i: int) -> Core | None:
+        """Stop the host in its place; what reaches it is lost. Returns what `resume` takes."""
+        core, self.cores[i] = self.cores[i], None
+        return core
+
+    def resume(self, i: int, core: Core) -> None:
+        self.cores[i] = core
+        self._due.pop(i, None)
+        core.tick(self.now, self.wall(i))
+        self._after(i, core)
 
     def lose_disk(self, i: int, *, rejoin: bool = True) -> None:
         """The host comes back with an empty disk; `rejoin` is the operator's flag, which the node demands."""
@@ -532,10 +544,11 @@ class Cluster:
             return  # as the daemon does
         mark = hashlib.sha256(data).digest()
         for host in [h for h, m in enumerate(self.member) if m == member and h != src]:
-            for _ in range(1 + (self.random.random() < self.link.duplicate)):
-                if self.cut(src, host) or self.random.random() < self.link.drop:
+            link = self.link_between(src, host)
+            for _ in range(1 + (self.random.random() < link.duplicate)):
+                if self.cut(src, host) or self.random.random() < link.drop:
                     continue
-                at = self.now + self.random.uniform(*self.link.delay)
+                at = self.now + self.random.uniform(*link.delay)
                 self.at(at, lambda host=host: self._receive(src, host, decoded, mark))
 
     def _receive(self, src: int, dst: int, message: Message, mark: bytes) -> None:
