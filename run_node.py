@@ -249,13 +249,12 @@ def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) 
 
     Example: `python3 run_node.py cloud --config devnet/cloud/config.toml`
     """
+    from cloudstub.chain import NodeChain
     from cloudstub.server import CloudConfig, Limits, create_app
     from cloudstub.store import Quota
-    from configs.members import Members
     from configs.metrics import instrument
     from configs.signer import signer_of
     from configs.web import serve
-    from protocol.block import Committee
 
     settings, passphrase = _load(CloudSettings, config, http_port)
     network, chains = load_network(settings.network)
@@ -264,10 +263,10 @@ def cloud(config: ConfigFile, check: Check = False, http_port: HttpPort = None) 
         raise Conflict(f"the key in {settings.keys} is not the cloud's key in the network file")
     if check:
         return _checked(config)
-    members = {g.chain_id: Members(Committee(g), network.chains[g.kind].nodes).now for g in chains.values()}
+    asked = {g.chain_id: NodeChain(g, network.chains[g.kind].nodes) for g in chains.values()}
     limits = Limits(quota=Quota(max_bytes=settings.quota_bytes, max_blobs=settings.quota_blobs))
     authority = bytes.fromhex(network.authority.key)
-    cloud_app = create_app(CloudConfig(settings.data, key, authority, members, limits=limits))
+    cloud_app = create_app(CloudConfig(settings.data, key, authority, asked, limits=limits))
     instrument(cloud_app)
     asyncio.run(serve(cloud_app, settings.http_host, settings.http_port, connections=limits.connections))
 

@@ -78,6 +78,7 @@ class ImportJob(NamedTuple):
     patient: bytes
     profile: Profile
     rules: tuple[str, ...]
+    acknowledged: tuple[str, ...]
     out: Path
     digest: bytes
     started: "Import | None"
@@ -114,12 +115,14 @@ def import_bundles(
     bundles: Iterable[tuple[Path, bytes]],
     profile: Profile,
     rules: tuple[str, ...],
+    acknowledged: tuple[str, ...],
     out: Path,
     processes: int | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> Report:
     """Sign and attest each of the bundles, given with its patient's key, and write the packages into `out`; `step` is called after each.
 
+    `acknowledged` as in `client.doctor`: a bundle with other findings fails.
     A bundle is signed once for a patient, also by repeated runs, under whatever file name. `Conflict` while another batch runs in this home.
     """
     report = Report()
@@ -148,7 +151,9 @@ def import_bundles(
                     report.skipped[str(path)] = started.record.hex()
                     step()
                 else:
-                    yield ImportJob(str(path), bundle, patient, profile, rules, out, name, started)
+                    yield ImportJob(
+                        str(path), bundle, patient, profile, rules, acknowledged, out, name, started
+                    )
                 taken[name] = str(path)
 
         _run(home, jobs(), _import, processes, report, step)
@@ -158,7 +163,7 @@ def import_bundles(
 def _import(session: Session, job: ImportJob) -> str:
     doctor, home, made = Doctor(session), session.home, job.started
     if made is None:
-        signed, _ = doctor.prepare(job.bundle, job.patient, job.profile, job.rules)
+        signed, _ = doctor.prepare(job.bundle, job.patient, job.profile, job.rules, job.acknowledged)
         made = Import(job.digest, *signed)
         # Before anyone hears of the record: after a crash, this is the one that the bundle has.
         home.save(f"import-{made.record.hex()}", encode(made))

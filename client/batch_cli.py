@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from client.batch import Report, import_bundles, open_records
 from client.command import EXIT_CODES, ChainOption, context, hex_bytes, purposes_of, record_id
 from client.fhir import load_profile
+from client.lint_cli import Acknowledge
 from client.session import Session
 from client.terminal import Terminal
 from configs.files import read, write
@@ -46,6 +47,7 @@ def batch_import(
         str, typer.Option(help="How bundles are cut into parts: safe, fine, paper, or a TOML file.")
     ] = "safe",
     rule: Annotated[list[str] | None, typer.Option(help="As for `record import`; repeatable.")] = None,
+    acknowledge: Acknowledge = None,
     report: ReportFile = None,
     processes: Processes = None,
 ) -> None:
@@ -58,7 +60,9 @@ def batch_import(
     bundles, cut = _mapping(mapping), load_profile(profile)
     with context.open() as session, _bar("importing", len(bundles)) as step:
         _check_keys_inside(session)
-        found = import_bundles(session.home, bundles, cut, tuple(rule or ()), out, processes, step)
+        found = import_bundles(
+            session.home, bundles, cut, tuple(rule or ()), tuple(acknowledge or ()), out, processes, step
+        )
     _finish(found, report)
 
 

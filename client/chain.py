@@ -70,10 +70,7 @@ class ChainClient(Listings):
             for url in self._willing():
                 try:
                     told = self._post_tx(url, tx.id, raw, min(5.0, max(0.5, deadline - time.monotonic())))
-                    proved = self.verified_receipt(tx.id, max(0.0, deadline - time.monotonic()), url)
-                    if told != proved.proof.receipt:
-                        self._catch(url, "answered a transaction with an invented receipt")
-                    return proved.proof.receipt
+                    return self._checked_receipt(url, told, max(0.0, deadline - time.monotonic()))
                 except Denied as error:
                     refusals.append(
                         error
@@ -106,6 +103,17 @@ class ChainClient(Listings):
             raise Unavailable(_OTHER_FORM) from None  # another node may do better
         if receipt.tx != tx_id:
             raise Unavailable("a node answered with the receipt of another transaction")
+        return receipt
+
+    def _checked_receipt(self, url: str, told: Receipt, seconds: float) -> Receipt:
+        """The proved receipt of the transaction that a node told one of."""
+        try:
+            receipt = self.verified_receipt(told.tx, seconds, url).proof.receipt
+        except NotFound:
+            self._catch(url, "answered a transaction with an invented receipt, which nobody proves")
+            raise
+        if told != receipt:
+            self._catch(url, "answered a transaction with an invented receipt")
         return receipt
 
     def _willing(self) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from client import audit, batch_cli, consent_cli, find_cli
+from client import audit, batch_cli, consent_cli, find_cli, lint_cli, proofs
 from client.command import (
     DEFAULT_HOME,
     EXIT_CODES,
@@ -23,6 +23,7 @@ from client.command import (
     RecordId,
     Yes,
     agreeing,
+    cloud_fields,
     context,
     hex_bytes,
     pairs_of,
@@ -39,6 +40,7 @@ from client.enrolment import Invitation
 from client.fhir import group_of, join, load_bundle, load_profile
 from client.guardians import QrKind, qr, read_share, write_sheets
 from client.home import Home
+from client.lint_cli import Acknowledge
 from client.patient import Patient
 from client.reader import Reader
 from client.session import Session
@@ -81,6 +83,8 @@ app.add_typer(consent_cli.proxy_app, name="proxy")
 record_app.add_typer(consent_cli.record_app)
 record_app.add_typer(find_cli.record_app)
 app.add_typer(find_cli.app)
+app.add_typer(proofs.app, name="proof")
+record_app.add_typer(lint_cli.app)
 app.add_typer(batch_cli.app, name="batch")
 
 
@@ -359,6 +363,7 @@ def record_import(
     out: Annotated[
         Path | None, typer.Option(help="Where the package for the patient goes; RECORD.diptych by default.")
     ] = None,
+    acknowledge: Acknowledge = None,
 ) -> None:
     """Doctor: slice, group and sign a bundle; attest it on both chains; write the package that the patient stores.
 
@@ -367,7 +372,7 @@ def record_import(
     """
     key, data, cut = hex_bytes(patient, 32, "the patient's key"), load_bundle(bundle), load_profile(profile)
     with context.open() as session:
-        record, package, parts = Doctor(session).sign(data, key, cut, rule or ())
+        record, package, parts = Doctor(session).sign(data, key, cut, rule or (), acknowledge or ())
     path = out or Path(f"{record.hex()}.diptych")
     write(path, package)
     listed = [{"part": p.label, "title": p.title, "access": p.access, "bytes": len(p.content)} for p in parts]
@@ -402,6 +407,8 @@ def record_store(
     approval: consent_cli.Approval = None,
     emergency: consent_cli.EmergencyPolicy = None,
     tag: consent_cli.Tag = None,
+    consent: consent_cli.ConsentFile = None,
+    acknowledge: Acknowledge = None,
     yes: Yes = False,
 ) -> None:
     """Patient: verify the doctor's signature, encrypt, upload once, index on both chains.
@@ -410,10 +417,10 @@ def record_store(
     certified for it in that week or later (`diptych record renew` seals anew).
 
     Examples: `diptych record store 3fa2….diptych` · `diptych record store r.diptych --policy 'private=role:doctor and org:st-mary'` ·
-    `diptych record store r.diptych --until 2027-01-01 --approval 'role:ethics-board' --emergency 'role:doctor and dept:emergency'`
+    `diptych record store r.diptych --until 2027-01-01 --approval 'role:ethics-board' --emergency 'role:doctor and dept:emergency'` ·
+    `diptych record store r.diptych --consent consent.json`
     """
-    terms = consent_cli.terms_of(Terms(), from_, until, uses, deny, approval, emergency)
-    policies = DEFAULT_POLICIES | pairs_of(policy or [], "--policy CLASS=POLICY")
+    given = pairs_of(policy or [], "--policy CLASS=POLICY")
     moved = pairs_of(access or [], "--access PART=CLASS")
     with context.open() as session:
         patient = Patient(session, agreeing(yes))
@@ -426,8 +433,14 @@ def record_store(
             label: moved.get(label) or moved.get(group_of(label)) or usual.access_of(label)
             for label in stored.labels
         }
+        rule = consent_cli.consent_rule(consent, session.home.sign.public, header.record)
+        written = {"shared": rule.policy} if rule else {}
+        base = Terms.of(rule) if rule else Terms()
+        terms = consent_cli.terms_of(base, from_, until, uses, deny, approval, emergency)
+        purposes = rule.purposes if rule and not purpose else purposes_of(purpose)
         tags = consent_cli.tags_of(tag) or ()
-        stored = patient.store(header.record, classes, policies, purposes_of(purpose), terms, tags)
+        policies = DEFAULT_POLICIES | written | given
+        stored = patient.store(header.record, classes, policies, purposes, terms, tags, acknowledge or ())
         show_stored(stored)
 
 
@@ -465,6 +478,7 @@ def record_move(
         str, typer.Option(help="The access class it goes to: shared, private, or one of your own.")
     ],
     policy: Annotated[str | None, typer.Option(help="The policy, if the class is new.")] = None,
+    acknowledge: Acknowledge = None,
     yes: Yes = False,
 ) -> None:
     """Patient: move a part, or all parts of a group, between private and shared by re-encrypting keys alone.
@@ -474,13 +488,16 @@ def record_move(
     Example: `diptych record move 3fa2… m8 --to shared`
     """
     with context.open() as session:
-        show_stored(Patient(session, agreeing(yes)).move(record_id(record), part, to, policy))
+        show_stored(
+            Patient(session, agreeing(yes)).move(record_id(record), part, to, policy, acknowledge or ())
+        )
 
 
 @record_app.command("policy")
 def record_policy(
     record: RecordId,
     policy: Annotated[list[str], typer.Argument(help="CLASS=POLICY, one or several, changed together.")],
+    acknowledge: Acknowledge = None,
     yes: Yes = False,
 ) -> None:
     """Patient: change who may read by re-encrypting keys alone.
@@ -490,8 +507,8 @@ def record_policy(
     Example: `diptych record policy 3fa2… 'shared=role:researcher and org:st-mary'`
     """
     with context.open() as session:
-        patient = Patient(session, agreeing(yes))
-        show_stored(patient.set_policies(record_id(record), pairs_of(policy, "CLASS=POLICY")))
+        patient, changed = Patient(session, agreeing(yes)), pairs_of(policy, "CLASS=POLICY")
+        show_stored(patient.set_policies(record_id(record), changed, acknowledge or ()))
 
 
 @record_app.command("renew")
@@ -518,10 +535,17 @@ def record_renew(
 
 @record_app.command("log")
 def record_log(record: RecordId) -> None:
-    """The record's log from both chains: every version, request, decision and review; allowed, denied or waiting, and why."""
+    """The record's log: every version, request, decision and review on both chains, and, for its patient, every download that the cloud
+    has served or refused. Allowed, denied or waiting, and why.
+    """
     with context.open() as session:
-        entries = Patient(session).log(record_id(record))
-    rows = [{"chain": kind, **receipt_fields(receipt)} for kind, receipt in entries]
+        patient, wanted = Patient(session), record_id(record)
+        entries: list[tuple[int, dict[str, Any]]] = [
+            (receipt.time_ms, {"chain": kind, **receipt_fields(receipt)})
+            for kind, receipt in patient.log(wanted)
+        ]
+        entries += [(entry.time_ms, cloud_fields(entry, record)) for entry in patient.cloud_log(wanted)]
+    rows = [row for _, row in sorted(entries, key=lambda e: e[0])]
     columns = ("time", "chain", "kind", "sender", "purpose", "decision", "reason")
     context.show(rows, lambda c: c.print(table(rows, *columns)))
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import httpx2
 
+from client.light import MAX_LOG
 from client.web import checked, http_client, now_ms
 from crypto.codec import encode
 from crypto.errors import Malformed, Unauthentic, Unavailable
@@ -21,6 +22,9 @@ from protocol.record import (
     MAX_PART,
     MAX_REQUEST_HEAD,
     BlobRef,
+    CloudEntry,
+    CloudLogBody,
+    CloudLogRequest,
     Delete,
     DeleteBody,
     DeletionReceipt,
@@ -31,6 +35,7 @@ from protocol.record import (
     Index,
     Upload,
     UploadReceipt,
+    decode_cloud_log_page,
     decode_deletion_receipt,
     decode_download_head,
     decode_envelope,
@@ -78,6 +83,29 @@ class CloudClient:
         if receipt.request != digest("delete", encode(body)):
             raise Unauthentic("the cloud's deletion receipt is for another request")
         return receipt
+
+    def access_log(self, record: bytes, patient: Ed25519Signer) -> list[CloudEntry]:
+        """Every download of a record that the cloud served or refused, oldest first.
+
+        The cloud's signature holds over all of them and their order: what it leaves out or changes later contradicts an earlier answer,
+        which is the beginning of this one.
+        """
+        entries: list[CloudEntry] = []
+        head, more = bytes(32), True
+        while more:
+            body = CloudLogBody(self.key, patient.public, record, len(entries), now_ms(), os.urandom(16))
+            request = CloudLogRequest.make(body, patient)
+            page = decode_cloud_log_page(self._post("log", encode(request)))
+            page.verify(request, self.key)
+            for entry in page.entries:
+                head = entry.head_after(head)
+            entries += page.entries
+            more = len(entries) < page.count
+            if (more and not page.entries) or (not more and (len(entries), head) != (page.count, page.head)):
+                raise Unauthentic("the entries of the cloud's log are not those that it has signed")
+            if len(entries) > MAX_LOG:
+                raise Malformed(f"the cloud's log has more than {MAX_LOG} entries, which no record has")
+        return entries
 
     def _post(self, what: str, content: bytes) -> bytes:
         try:

@@ -24,6 +24,7 @@ from crypto import ceas
 from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from protocol.contract import Receipt
 from protocol.identity import ChainKind, Purpose
+from protocol.record import CloudEntry
 
 EXIT_CODES: dict[type[DiptychError], int] = {
     Malformed: 3,
@@ -188,6 +189,27 @@ def print_fields(console: Terminal, data: Mapping[str, Any]) -> None:
     width = max(map(len, data))
     for name, value in data.items():
         console.print(f"{name:{width}}  {', '.join(value) if isinstance(value, list) else value}")
+
+
+def cloud_fields(entry: CloudEntry, record: str) -> dict[str, Any]:
+    """A download at the cloud beside the receipts of the chains."""
+    is_served = entry.code == "served"
+    missing = f"; {entry.unlisted} refusals before it are not listed" if entry.unlisted else ""
+    what = f"{entry.parts} parts" if entry.parts else "the envelopes"
+    return {
+        "chain": "cloud",
+        "tx": None,
+        "height": None,
+        "time": time_text(entry.time_ms),
+        "kind": "cloud.download",
+        "sender": entry.requester.hex(),
+        "record": record,
+        "purpose": entry.purpose,
+        "request": entry.request.hex() if entry.request else None,
+        "decision": "allowed" if is_served else "denied",
+        "code": entry.code,
+        "reason": f"{'served' if is_served else 'refused'} {what} of version {entry.version}{missing}",
+    }
 
 
 def terms_fields(stored: StoredRecord) -> dict[str, Any]:

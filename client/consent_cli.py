@@ -1,6 +1,8 @@
 """Commands about consent: the rule of a record and its end, requests that need a second person, proxies."""
 
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -22,16 +24,20 @@ from client.command import (
     table,
 )
 from client.decisions import Decisions, Task
-from client.erasure import Erasure, erase
+from client.erasure import Erasure, decode_erasure, erase
+from client.fhir.audit_event import audit_events
+from client.fhir.consent import MAX_CONSENT, consent_from_rule, rule_from_consent
+from client.lint_cli import Acknowledge
 from client.patient import Patient
 from client.reader import Reader
 from client.stored import Terms
 from client.terminal import Terminal, time_text
 from client.web import now_ms
-from crypto.errors import Denied, Malformed
+from configs.files import read, write
+from crypto.errors import Conflict, Denied, Malformed, NotFound
 from protocol.contract import Proxy, Receipt
 from protocol.identity import ChainKind
-from protocol.tx import Ground, Power
+from protocol.tx import Ground, Power, Rule
 
 NONE = "none"
 """Written to lift a condition."""
@@ -70,6 +76,19 @@ Tag = Annotated[
     list[str] | None,
     typer.Option("--tag", help="64 hex digits by which anyone finds the record; repeatable."),
 ]
+
+ConsentFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--consent",
+        help="A FHIR R4 Consent in a file: who may read the shared parts, and the conditions. Other options change what it says.",
+    ),
+]
+
+
+def consent_rule(file: Path | None, patient: bytes, record: bytes) -> Rule | None:
+    """The rule that a Consent in a file writes for this record; None without a file."""
+    return None if file is None else rule_from_consent(read(file, MAX_CONSENT), patient, record)
 
 
 def terms_of(
@@ -144,6 +163,8 @@ def record_rule(
     approval: Approval = None,
     emergency: EmergencyPolicy = None,
     tag: Tag = None,
+    consent: ConsentFile = None,
+    acknowledge: Acknowledge = None,
     yes: Yes = False,
 ) -> None:
     """Patient: change under which conditions the record is granted, by re-encrypting keys alone. `none` lifts a condition.
@@ -151,14 +172,72 @@ def record_rule(
     Purposes, times, uses, the deny list and the second person bind the contract, and with it every cloud that is honest. Against a
     cloud that is not stand the policies alone: see docs/consent.md.
 
-    Examples: `diptych record rule 3fa2… --until 2027-01-01 --uses 10` · `diptych record rule 3fa2… --deny 5c1f… --approval none`
+    A FHIR Consent says all of it at once, and who may read the shared parts; `record consent` writes one.
+
+    Examples: `diptych record rule 3fa2… --until 2027-01-01 --uses 10` · `diptych record rule 3fa2… --deny 5c1f… --approval none` ·
+    `diptych record rule 3fa2… --consent consent.json`
     """
     with context.open() as session:
         patient = Patient(session, agreeing(yes))
         wanted = record_id(record)
-        terms = terms_of(patient.load(wanted).terms, from_, until, uses, deny, approval, emergency, allow)
-        purposes = purposes_of(purpose) if purpose else None
-        show_stored(patient.set_terms(wanted, purposes, terms, tags_of(tag)))
+        stored = patient.load(wanted)
+        rule = consent_rule(consent, session.home.sign.public, wanted)
+        base = Terms.of(rule) if rule else stored.terms
+        terms = terms_of(base, from_, until, uses, deny, approval, emergency, allow)
+        purposes = purposes_of(purpose) if purpose else rule.purposes if rule else None
+        policies = {stored.shared_class: rule.policy} if rule else None
+        tags = tags_of(tag)
+        show_stored(patient.set_terms(wanted, purposes, terms, tags, acknowledge or (), policies))
+
+
+@record_app.command("consent")
+def record_consent(
+    record: RecordId,
+    chain: ChainOption = "sharing",
+    out: Annotated[Path | None, typer.Option(help="The file to write; standard output by default.")] = None,
+) -> None:
+    """Patient: the record's rule on a chain as a FHIR R4 Consent, which `--consent` reads.
+
+    Example: `diptych record consent 3fa2… --out consent.json`
+    """
+    with context.open() as session:
+        wanted = record_id(record)
+        stored = Patient(session).load(wanted)
+        if not stored.version or stored.is_retired:
+            raise Conflict("the record has no rule: it is not stored yet, or retired")
+        document = consent_from_rule(stored.rule(chain), session.home.sign.public, wanted)
+    _write(document, out)
+
+
+@record_app.command("audit-events")
+def record_audit_events(
+    record: RecordId,
+    out: Annotated[Path | None, typer.Option(help="The file to write; standard output by default.")] = None,
+) -> None:
+    """Patient: the record's log on both chains as a Bundle of FHIR R4 AuditEvents (IHE BALP).
+
+    Example: `diptych record audit-events 3fa2… --out log.json`
+    """
+    with context.open() as session:
+        wanted, me = record_id(record), session.home.sign.public
+        if not any(session.home.has(f"{kind}-{wanted.hex()}") for kind in ("record", "erasure")):
+            raise NotFound("this home has no such record; list yours with: diptych record list")
+        log = Patient(session).log(wanted)
+        receipts = [(session.home.chains[kind].chain_id, receipt) for kind, receipt in log]
+        done = f"erasure-{wanted.hex()}"
+        deletions = []
+        if session.home.has(done) and (state := decode_erasure(session.home.load(done))).deletion:
+            deletions.append((session.cloud.key, state.receipt))
+        document = audit_events(receipts, me, deletions=deletions)
+    _write(document, out)
+
+
+def _write(document: bytes, out: Path | None) -> None:
+    if out:
+        write(out, document, replace=True)
+        context.console.print(f"{len(document):,} bytes written to {out}")
+    else:
+        sys.stdout.buffer.write(document + b"\n")
 
 
 @record_app.command("rekey")
@@ -256,7 +335,18 @@ def access_pending() -> None:
     """
     with context.open() as session:
         rows = [_task_fields(task) for task in Decisions(session).pending()]
-    columns = ("request", "chain", "record", "requester", "purpose", "waits_for", "ground", "reason", "until")
+    columns = (
+        "request",
+        "chain",
+        "record",
+        "requester",
+        "second",
+        "purpose",
+        "waits_for",
+        "ground",
+        "reason",
+        "until",
+    )
 
     def human(console: Terminal) -> None:
         if not rows:
@@ -276,6 +366,7 @@ def _task_fields(task: Task) -> dict[str, Any]:
         "record": pending.record.hex(),
         "patient": pending.patient.hex(),
         "requester": pending.requester.hex(),
+        "second": pending.second.hex() if pending.second else None,
         "purpose": pending.purpose,
         "waits_for": "your review" if task.what == "review" else "a decision",
         "you_are": task.standing,

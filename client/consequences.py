@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from client.consent_check import warnings
-from client.fhir import group_of
+from client.fhir import PRIVATE, group_of
 from client.session import KINDS
-from client.stored import PRIVATE, StoredRecord
+from client.stored import StoredRecord
 from client.terminal import time_text
 from crypto.policy import parse
 from protocol.contract import Receipt

@@ -5,7 +5,7 @@ so that nobody can publish a record that no doctor has signed.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Annotated, NamedTuple
 
@@ -13,6 +13,7 @@ import msgspec
 
 from client.fhir import Label, Part, Profile, named, read_bundle, split
 from client.session import Session
+from client.sharing import check_signing
 from client.web import now_ms
 from crypto import ceas, ces
 from crypto.codec import Decoder, Wire, encode
@@ -84,29 +85,41 @@ class Doctor:
         self._session = session
 
     def sign(
-        self, bundle: bytes, patient: bytes, profile: Profile, rules: Sequence[str] = ()
+        self,
+        bundle: bytes,
+        patient: bytes,
+        profile: Profile,
+        rules: Sequence[str] = (),
+        acknowledged: Collection[str] = (),
     ) -> tuple[bytes, bytes, list[Part]]:
         """Slice, group and sign a FHIR bundle for `patient` (public key) and attest it on both chains.
 
         As `prepare`, then `attest`. Returns the record id (16 bytes), the package for the patient, and the parts.
         """
-        signed, parts = self.prepare(bundle, patient, profile, rules)
+        signed, parts = self.prepare(bundle, patient, profile, rules, acknowledged)
         self.attest(signed)
         return signed.record, signed.package, parts
 
     def prepare(
-        self, bundle: bytes, patient: bytes, profile: Profile, rules: Sequence[str] = ()
+        self,
+        bundle: bytes,
+        patient: bytes,
+        profile: Profile,
+        rules: Sequence[str] = (),
+        acknowledged: Collection[str] = (),
     ) -> tuple[Signed, list[Part]]:
         """Slice, group and sign a FHIR bundle; nothing of it is on chain yet.
 
         `rules` say which selections of parts may be extracted, in the language of `crypto.ceas` over the labels of parts and
-        groups. Raises `Malformed` for a bad bundle or rule, `NotFound` or `Denied` for a patient who is not certified.
+        groups; `acknowledged` are ids of findings in the parts that the profile shares (`client.fhir.lint`). Raises `Malformed` for a
+        bad bundle or rule, `FindingsLeft` for findings not acknowledged, `NotFound` or `Denied` for a patient who is not certified.
         """
         session, home = self._session, self._session.home
         if home.ces is None:
             raise Denied("only a doctor's home can sign records; this one has no record-signing key")
         session.progress("reading and slicing the bundle")
         parts = split(read_bundle(bundle), profile)
+        check_signing(parts, acknowledged)
         session.progress("signing the parts")
         signed = tuple(SignedPart(p.label, p.content) for p in parts)
         messages = [encode(part) for part in signed]

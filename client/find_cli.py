@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from client.command import ChainOption, RecordId, context, receipt_fields, record_id, table
+from client.fhir import PRIVATE
 from client.patient import Patient
 from client.session import KINDS, Session
-from client.stored import PRIVATE
 from client.tags import Coding, codings_of, tag_of
 from client.terminal import Terminal, time_text
 from crypto.codec import Decoder, UInt, encode

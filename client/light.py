@@ -301,6 +301,8 @@ class LightClient:
         if shown.height > height + MAX_LAG and url not in self._boasters:
             self._boasters.add(url)
             self._catch(url, f"showed a state of height {shown.height}, which no quorum has signed")
+        if shown.height == height:
+            self._check_shown(url, shown, proved)
         if shown.height >= height or shown.value == proved.value:
             return
         try:
@@ -316,6 +318,15 @@ class LightClient:
             )
         elif not has_signed and height - shown.height > MAX_LAG:
             self._catch(url, f"is {height - shown.height} blocks behind")
+
+    def _check_shown(self, url: str, shown: ProvedValue, proved: Proved) -> None:
+        """Whether a node told the truth of the height at which another one has proved it."""
+        try:
+            is_true = shown.proof.root(proved.key, shown.value) == proved.signed.checkpoint.state_root
+        except Unauthentic:
+            is_true = False
+        if not is_true:
+            self._catch(url, f"made up a value of the state at height {shown.height}")
 
     def _confront_ignorant(self, url: str, found: ProvedReceipt) -> None:
         """Whether a node that did not know a receipt was behind, or withholds what it has signed."""

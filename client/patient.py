@@ -6,15 +6,16 @@ upload and becomes current when both chains have it; whatever interrupts, `resum
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
 from client.consequences import Change, Consequences, foresee, past_readers
 from client.doctor import header_digest, open_package
+from client.fhir import PRIVATE
 from client.session import KINDS, Session
+from client.sharing import check_sharing
 from client.stored import (
-    PRIVATE,
     PendingVersion,
     Proxies,
     StoredPart,
@@ -36,7 +37,7 @@ from crypto.tdh2 import encrypt
 from protocol.contract import Proxy, Receipt
 from protocol.identity import ChainKind, Purpose
 from protocol.index_key import index_label
-from protocol.record import BlobRef, Envelope, Index, SealedPart, Upload, UploadBody, View, digest
+from protocol.record import BlobRef, CloudEntry, Envelope, Index, SealedPart, Upload, UploadBody, View, digest
 from protocol.tx import Power, Publish, Retire, SetProxy
 
 NO_TERMS = Terms()
@@ -47,6 +48,14 @@ Agree = Callable[[Consequences], None]
 def envelope_context(record: bytes, version: int, access: str, extract: bytes) -> bytes:
     """What binds a class key and its wraps to their place and to the encoded extracted signature beside them."""
     return encode((record, version, access, digest("extract", extract)))
+
+
+def _with_policies(stored: StoredRecord, policies: Mapping[str, str]) -> StoredRecord:
+    """The record with other policies for some of its classes; `PolicyError`, or `NotFound` for a class that it has not."""
+    if unknown := set(policies) - {name for name, _ in stored.policies}:
+        raise NotFound(f"the record has no access class {min(unknown)!r}")
+    changed = dict(stored.policies) | {name: str(parse(text)) for name, text in policies.items()}
+    return stored.with_parts(list(stored.parts), changed)
 
 
 def _with_terms(
@@ -114,9 +123,11 @@ class Patient:
         purposes: tuple[Purpose, ...],
         terms: Terms = NO_TERMS,
         tags: Sequence[bytes] = (),
+        acknowledged: Collection[str] = (),
     ) -> StoredRecord:
         """First version of a record: each part (by label) in its access class, each class under its policy; uploaded once,
-        indexed on both chains. `Malformed` before anything is sent when a policy does not parse or the terms make no rule."""
+        indexed on both chains. `Malformed` before anything is sent when a policy does not parse or the terms make no rule; here and
+        below, `FindingsLeft` when parts that open for research hold findings that are not `acknowledged` (`client.sharing`)."""
         stored = self.resume(record) or self.load(record)
         if stored.version:
             raise Conflict(
@@ -137,9 +148,16 @@ class Patient:
             raise Malformed(f"the access class {min(missing)!r} has no policy; give one")
         normal = {name: str(parse(text)) for name, text in policies.items()}
         after = _with_terms(stored.with_parts(parts, normal), purposes, terms, tags)
-        return self._advance(stored, after, "store", blobs)
+        return self._advance(stored, after, "store", blobs, acknowledged)
 
-    def move(self, record: bytes, name: str, access: str, policy: str | None = None) -> StoredRecord:
+    def move(
+        self,
+        record: bytes,
+        name: str,
+        access: str,
+        policy: str | None = None,
+        acknowledged: Collection[str] = (),
+    ) -> StoredRecord:
         """Put a part, or all parts of a group, into another access class by re-encrypting keys alone (eq. 19). A new class
         needs a policy. `Denied` if the doctor's rules forbid what the classes would then hold."""
         stored = self._stored(record)
@@ -158,15 +176,14 @@ class Patient:
         policies = dict(stored.policies)
         if policy is not None:
             policies[access] = str(parse(policy))
-        return self._advance(stored, stored.with_parts(parts, policies), "rewrap")
+        return self._advance(stored, stored.with_parts(parts, policies), "rewrap", (), acknowledged)
 
-    def set_policies(self, record: bytes, policies: Mapping[str, str]) -> StoredRecord:
+    def set_policies(
+        self, record: bytes, policies: Mapping[str, str], acknowledged: Collection[str] = ()
+    ) -> StoredRecord:
         """Change who may read classes of the record by re-encrypting keys alone (eqs. 20, 21)."""
         stored = self._stored(record)
-        if unknown := set(policies) - {name for name, _ in stored.policies}:
-            raise NotFound(f"the record has no access class {min(unknown)!r}")
-        changed = dict(stored.policies) | {name: str(parse(text)) for name, text in policies.items()}
-        return self._advance(stored, stored.with_parts(list(stored.parts), changed), "rewrap")
+        return self._advance(stored, _with_policies(stored, policies), "rewrap", (), acknowledged)
 
     def set_terms(
         self,
@@ -174,23 +191,24 @@ class Patient:
         purposes: tuple[Purpose, ...] | None = None,
         terms: Terms | None = None,
         tags: Sequence[bytes] | None = None,
+        acknowledged: Collection[str] = (),
+        policies: Mapping[str, str] | None = None,
     ) -> StoredRecord:
-        """Change the conditions of the rule, what is None staying as it is, by re-encrypting keys alone. `Malformed` if they make no rule,
-        `Conflict` if that changes nothing."""
+        """Change the conditions of the rule, and `policies` of classes with them, what is None staying as it is, by re-encrypting keys
+        alone. `Malformed` if they make no rule, `Conflict` if that changes nothing."""
         stored = self._stored(record)
         after = _with_terms(
-            stored,
+            _with_policies(stored, policies or {}),
             stored.purposes if purposes is None else purposes,
             stored.terms if terms is None else terms,
             stored.tags if tags is None else tags,
         )
         if after == stored:
             raise Conflict("the record has this very rule already")
-        return self._advance(stored, after, "rewrap")
+        return self._advance(stored, after, "rewrap", (), acknowledged)
 
     def rekey(self, record: bytes, names: Sequence[str] = ()) -> StoredRecord:
-        """Encrypt parts or groups, by default all, under new keys, upload the new ciphertexts with the new version, and have the cloud
-        delete what only older versions need."""
+        """Encrypt parts or groups, by default all, under new keys, and upload the new ciphertexts with the new version."""
         stored = self._stored(record)
         indices = sorted({i for name in names for i in stored.indices_of(name)}) or range(len(stored.parts))
         messages, parts, blobs = stored.record.messages, list(stored.parts), []
@@ -200,10 +218,7 @@ class Patient:
             parts[index] = StoredPart(parts[index].access, key, stored.version + 1, BlobRef.of(blob))
             blobs.append(blob)
         after = msgspec.structs.replace(stored, parts=tuple(parts))
-        made = self._advance(stored, after, "rekey", blobs)
-        self._session.progress("having the cloud delete the old ciphertexts")
-        self._session.cloud.delete(record, self._home.sign, before=made.version)
-        return made
+        return self._advance(stored, after, "rekey", blobs)
 
     def time_bound(self) -> list[bytes]:
         """The stored records with a policy that says `@week`."""
@@ -240,8 +255,9 @@ class Patient:
         return stored
 
     def _check_own(self, kind: ChainKind, record: bytes) -> None:
-        if self._session.chains[kind].verified_record(record).patient != self._home.sign.public:
-            raise Denied("a record is replaced by another one of yours alone; this one is somebody else's")
+        other = self._session.chains[kind].verified_record(record)
+        if other.patient != self._home.sign.public or other.status == "retired":
+            raise Denied("a record is replaced by another live one of yours alone; this one is not")
 
     def _retire(self, kind: ChainKind, action: Retire) -> None:
         chain = self._session.chains[kind]
@@ -291,6 +307,16 @@ class Patient:
             key=lambda e: (e[1].time_ms, e[1].height, e[1].position),
         )
 
+    def cloud_log(self, record: bytes) -> list[CloudEntry]:
+        """Every download of the record that the cloud has served or refused, oldest first; nothing for who is not its patient, or where
+        the cloud holds nothing of it."""
+        if not self._home.has(f"record-{record.hex()}"):
+            return []
+        try:
+            return self._session.cloud.access_log(record, self._home.sign)
+        except NotFound:
+            return []
+
     def resume(self, record: bytes) -> StoredRecord | None:
         """Finish a version that was interrupted; None if there is none."""
         self._check_not_erased(record)
@@ -330,8 +356,13 @@ class Patient:
         after: StoredRecord,
         change: Change | None,
         new_blobs: Sequence[bytes] = (),
+        acknowledged: Collection[str] = (),
     ) -> StoredRecord:
         """Make the version after `before` out of `after`: have it agreed to, if it is a `change` of its own, write it down, send it."""
+        for label in check_sharing(before, after, acknowledged):
+            self._session.progress(
+                f"warning: {label} holds what is marked as sensitive and leaves the private class"
+            )
         stored = msgspec.structs.replace(
             after,
             version=before.version + 1,
@@ -390,7 +421,7 @@ class Patient:
         return Publish(view.record, view.version, view.commit, sealed, rule, stored.tags)
 
     def _send(self, pending: PendingVersion) -> None:
-        """Upload, then publish on each chain that does not have this version yet, then make it current."""
+        """Upload, publish on each chain that does not have this version yet, then let the earlier ones go and make it current."""
         session, home = self._session, self._home
         refs = tuple(BlobRef.of(blob) for blob in pending.blobs)
         body = UploadBody(session.cloud.key, home.credential, pending.views, refs, now_ms())
@@ -401,6 +432,9 @@ class Patient:
         session.progress("publishing the index on both chains")
         publications = dict(pending.publications)
         session.on_chains(lambda kind: self._publish(kind, publications[kind]), publications)
+        if pending.stored.version > 1:
+            session.progress("having the cloud delete what only earlier versions needed")
+            session.cloud.delete(pending.stored.header.record, home.sign, before=pending.stored.version)
         self._save(pending.stored)
         home.remove(f"pending-{pending.stored.header.record.hex()}")
 

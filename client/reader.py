@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from client.doctor import decode_part, header_digest
 from client.fhir import join
 from client.patient import envelope_context
-from client.session import KINDS, Session
+from client.session import Session
 from crypto import ces
 from crypto.abe import decapsulate
 from crypto.codec import Bytes16, Bytes32, Decoder, Wire, encode
@@ -133,8 +133,8 @@ class Reader:
             raise Unauthentic(
                 "the cloud's view is not the one that stands on chain: it may be an old version"
             )
-        kind = next((k for k in KINDS if self._home.chains[k].chain_id == view.chain_id), None)
-        stands = session.chains[kind].verified_record(record) if kind else None
+        chain = next((c for c in session.chains.values() if c.genesis.chain_id == view.chain_id), None)
+        stands = chain.verified_record(record) if chain else None
         if stands is None or (stands.version, stands.commit) != (view.version, view.commit):
             raise Unauthentic(
                 "the index and the cloud's view are not of the version that stands on chain now"

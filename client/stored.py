@@ -6,19 +6,16 @@ from typing import Annotated
 import msgspec
 
 from client.doctor import MAX_RECORD, Record
-from client.fhir import group_of, named
+from client.fhir import PRIVATE, group_of, named
 from crypto import ces
 from crypto.codec import Bytes32, Decoder, Short, UInt, Wire
 from crypto.epoch import in_week
-from crypto.errors import NotFound
+from crypto.errors import Malformed, NotFound
 from crypto.policy import either, parse
 from protocol.contract import Proxy
 from protocol.identity import ChainKind, Purpose, key_attribute
 from protocol.record import MAX_CLASSES, BlobRef, View
 from protocol.tx import PolicyText, Publish, Rule
-
-PRIVATE = "private"
-"""The access class that only the storage chain's index reaches."""
 
 AccessClass = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[a-z][a-z0-9-]*\Z")]
 
@@ -42,8 +39,12 @@ class Terms(Wire, frozen=True):
     approval: PolicyText | None = None
     emergency: PolicyText | None = None
 
+    @classmethod
+    def of(cls, rule: Rule) -> "Terms":
+        return cls(rule.from_ms, rule.until_ms, rule.uses, rule.deny, rule.approval, rule.emergency)
 
-class StoredRecord(Wire, frozen=True, tag="stored-record/2"):
+
+class StoredRecord(Wire, frozen=True, tag="stored-record/1"):
     """A record as its patient keeps it; `version` 0 means not stored yet. In policies, `@week` stands for the `week` in which a
     version is made. `proxies` are those whom the envelopes of this version let in. A retired record gets no more versions."""
 
@@ -75,6 +76,16 @@ class StoredRecord(Wire, frozen=True, tag="stored-record/2"):
     @property
     def labels(self) -> list[str]:
         return [part.label for part in self.record.parts]
+
+    @property
+    def shared_class(self) -> str:
+        """The one class beside the private one; `Malformed` if there are more, each with a policy of its own."""
+        names = [name for name, _ in self.policies if name != PRIVATE]
+        if len(names) != 1:
+            raise Malformed(
+                f"the record has the shared classes {', '.join(names)}, and a Consent names one policy; use record policy and record rule"
+            )
+        return names[0]
 
     def labels_in(self, access: str) -> list[str]:
         return [label for label, part in zip(self.labels, self.parts, strict=True) if part.access == access]

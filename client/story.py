@@ -5,7 +5,8 @@ Each chapter does what it says and checks what came of it; a chapter whose outco
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,13 @@ from rich.table import Table
 from client.cli import DEFAULT_POLICIES
 from client.command import DEFAULT_PURPOSES
 from client.doctor import Doctor
-from client.fhir import load_bundle, load_profile, read_bundle, tokens_equal
+from client.fhir import PRIVATE, load_bundle, load_profile, read_bundle, tokens_equal
+from client.fhir.lint import FindingsLeft
 from client.home import Home
 from client.patient import Patient, envelope_context
 from client.reader import OpenedRecord, Reader
 from client.session import KINDS, Session
-from client.stored import PRIVATE, StoredRecord
+from client.stored import StoredRecord
 from configs.files import load_network
 from crypto import ces
 from crypto.abe import decapsulate
@@ -124,7 +126,9 @@ class Story:
             "The doctor slices the FHIR bundle, signs its parts with one signature, attests it on both chains"
         )
         doctor, patient = Doctor(self._people["doctor"]), self._people["patient"].home.sign.public
-        (record, package, parts), seconds = _timed(doctor.sign, bundle, patient, load_profile(profile))
+        (record, package, parts), seconds = self._looking(
+            lambda seen: doctor.sign(bundle, patient, load_profile(profile), acknowledged=seen)
+        )
         table = Table("part", "what", "access", "bytes", box=None, padding=(0, 2))
         for part in parts:
             table.add_row(part.label, part.title, part.access, f"{len(part.content):,}")
@@ -142,7 +146,9 @@ class Story:
         signed = patient.receive(package)
         rules = load_profile(signed.header.profile)
         access = {label: rules.access_of(label) for label in signed.labels}
-        stored, seconds = _timed(patient.store, record, access, DEFAULT_POLICIES, DEFAULT_PURPOSES)
+        stored, seconds = self._looking(
+            lambda seen: patient.store(record, access, DEFAULT_POLICIES, DEFAULT_PURPOSES, acknowledged=seen)
+        )
         for name, policy in stored.policies:
             labels = [
                 label for label, part in zip(stored.labels, stored.parts, strict=True) if part.access == name
@@ -225,7 +231,8 @@ class Story:
         )
         before = {p.blob.hash for p in stored.parts}
         [index] = stored.indices_of(label)
-        moved, seconds = _timed(Patient(self._people["patient"]).move, record, label, "shared")
+        patient = Patient(self._people["patient"])
+        moved, seconds = self._looking(lambda seen: patient.move(record, label, "shared", acknowledged=seen))
         self._say(f"version {stored.version} -> {moved.version}", seconds)
         self._say(f"ciphertext of {label} before {stored.parts[index].blob.hash.hex()[:32]}…")
         self._say(f"                  after  {moved.parts[index].blob.hash.hex()[:32]}…")
@@ -244,7 +251,8 @@ class Story:
         opened = self._read("government", record, "storage", "public-health")
         _expect(not opened.closed, "government opens everything before the swap")
         self._say(f"before: government opens all {len(opened.parts)} parts")
-        swapped, seconds = _timed(Patient(self._people["patient"]).set_policies, record, SWAPPED)
+        patient = Patient(self._people["patient"])
+        swapped, seconds = self._looking(lambda seen: patient.set_policies(record, SWAPPED, seen))
         _expect(
             [p.blob for p in swapped.parts] == [p.blob for p in stored.parts], "no data ciphertext changed"
         )
@@ -311,6 +319,16 @@ class Story:
             time.sleep(0.1)
 
     # --- helpers ------------------------------------------------------------------------------------------------------------
+
+    def _looking(self, work: Callable[[Collection[str]], T]) -> tuple[T, float]:
+        """Do what may be held up by findings of the lint; then look at them, acknowledge these and do it again."""
+        try:
+            return _timed(work, ())
+        except FindingsLeft as held_up:
+            found = Counter(f"{finding.kind} in {finding.part}" for finding in held_up.findings)
+            said = ", ".join(f"{count} × {what}" for what, count in sorted(found.items()))
+            self._say(f"held up by the lint: {said}; looked at and acknowledged one by one")
+            return _timed(work, [finding.id for finding in held_up.findings])
 
     def _ask(self, name: str, record: bytes, kind: ChainKind, purpose: Purpose) -> Receipt:
         return Reader(self._people[name]).request(record, kind, purpose)

@@ -5,19 +5,22 @@ Source: paper eqs. 5-7 and the fetch step of its protocol; docs/protocol.md.
     POST /v1/upload    4-byte big-endian length ‖ Upload ‖ blobs      ->  UploadReceipt
     POST /v1/download  Download                                       ->  4-byte length ‖ DownloadHead ‖ blobs
     POST /v1/delete    Delete                                         ->  DeletionReceipt
+    POST /v1/log       CloudLogRequest                                ->  CloudLogPage
     GET  /v1/info, /healthz, /readyz
 
 Invariants:
 - Nothing of an upload is readable unless all of it was checked and is on disk.
 - A record goes out to its patient, or to the requester whom a quorum of the chain's nodes names in a ticket
-  for exactly this view; the patient's signature on the address (the paper's S_1) is needed beside it and
+  for exactly this view, as long as a quorum says that the requester is certified and the version current; the patient's signature on the address (the paper's S_1) is needed beside it and
   opens nothing by itself. Every request is signed for this cloud and recent; a download is answered once.
 - A patient's deletion is on disk before its receipt is signed. Repeating it changes nothing, as nothing can be stored
   again under the id of a record that was erased, nor a version below a stored one.
 - Memory per request is bounded by its head, the envelopes of a view, the names of the record's blobs and a
   chunk, whatever the size of the parts.
-- A refusal is an RFC 9457 problem whose `detail` is a sentence; it never says whether somebody else holds
-  something.
+- A download is in the record's log before its first byte goes out; so is each refusal of one that comes with the
+  patient's signature on the address. Requests of which anybody could make endless numbers are only counted.
+- A refusal is an RFC 9457 problem whose `detail` is a sentence and whose `code` is a word for programs; it never
+  says whether somebody else holds something.
 """
 
 import asyncio
@@ -28,7 +31,9 @@ from collections import ChainMap, Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
+import msgspec
 import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -40,18 +45,25 @@ from starlette.types import Send
 from cloudstub.store import BlobStore, OverQuota, Quota, Staging, check_size, read_chunk, read_whole
 from configs.web import EXCEPTION_HANDLERS, problem
 from crypto.codec import encode
-from crypto.errors import Denied, Malformed, NotFound
+from crypto.errors import Denied, DiptychError, Malformed, NotFound, Unauthentic, Unavailable
 from crypto.sign import PUBLIC_BYTES, Ed25519Signer
 from protocol.block import Committee
+from protocol.contract import Person, RecordEntry
+from protocol.identity import Ticket
 from protocol.record import (
     MAX_ENVELOPE,
+    MAX_LOG_PAGE,
     BlobRef,
+    CloudEntry,
+    CloudLogPage,
     DeletionReceipt,
     DownloadBody,
     DownloadHead,
+    Index,
     Upload,
     UploadReceipt,
     View,
+    decode_cloud_log_request,
     decode_delete,
     decode_download,
     decode_envelope,
@@ -65,11 +77,15 @@ MAX_SKEW_MS = 60_000
 CHUNK = 256 << 10
 _IDLE_S = 30
 
-Chain = Callable[[int], Committee]
-"""The present members of a chain, at least those of the epoch given if there is such a one; may wait for the network."""
-"""The public keys of a chain's nodes, in their order, and how many of them make a ticket valid."""
-
 _log = structlog.get_logger("cloud")
+
+
+class Chain(Protocol):
+    """What the cloud asks of a chain (`cloudstub.chain`); may wait for the network."""
+
+    def committee(self, at_least: int) -> Committee: ...
+    def person(self, key: bytes, fresh: bool) -> Person | None: ...
+    def record(self, record: bytes, fresh: bool) -> RecordEntry | None: ...
 
 
 class TooLarge(Malformed):
@@ -125,6 +141,7 @@ def create_app(config: CloudConfig) -> Starlette:
             Route("/v1/upload", cloud.upload, methods=["POST"]),
             Route("/v1/download", cloud.download, methods=["POST"]),
             Route("/v1/delete", cloud.delete, methods=["POST"]),
+            Route("/v1/log", cloud.log, methods=["POST"]),
             Route("/v1/info", cloud.info),
             Route("/healthz", cloud.healthz),
             Route("/readyz", cloud.readyz),
@@ -271,17 +288,29 @@ class _Cloud:
     async def download(self, request: Request) -> Response:
         download = decode_download(await _Body(request, self._limits).whole())
         download.verify()
-        body = download.body
-        self._check_meant(body.cloud, body.time_ms)
+        body, now = download.body, self._config.clock()
         view = await self._store.view(body.index.address)
-        if view is None:
-            raise NotFound("no record lies at this address; ask for the record's newest index entry")
-        now = self._config.clock()
-        await _authorise(body, view, self._config.chains, now)
-        envelopes, parts = await asyncio.to_thread(self._read_view, view, body.wanted)
-        # Last of all checks, so that only who may read can make this table grow; first of all effects.
-        if not await self._store.use_nonce(body.requester, body.nonce, body.time_ms + MAX_SKEW_MS, now):
-            raise Denied("this request has been answered already; sign a new one with a fresh nonce")
+        patient, record = (view.patient, view.record) if view else await self._subject(body.index)
+        body.index.verify(
+            patient
+        )  # from here on the sender has the patient's word, and all they try goes into the record's log
+        entry = _entry(body, now)
+        try:
+            self._check_meant(body.cloud, body.time_ms)
+            if view is None:
+                raise _no_view("superseded")
+            await _authorise(body, view, self._config, now)
+            envelopes, parts = await self._read(view, body.wanted)
+            # Last of all checks, so that only who may read can make the table of nonces grow; first of all effects.
+            if not await self._store.admit(patient, record, entry, body.nonce, body.time_ms + MAX_SKEW_MS):
+                raise Denied(
+                    "this request has been answered already; sign a new one with a fresh nonce", "replay"
+                )
+        except DiptychError as error:
+            await self._store.refuse(
+                patient, record, msgspec.structs.replace(entry, code=error.code or type(error).__name__)
+            )
+            raise
         head = encode(DownloadHead(view, envelopes, parts))
         size = 4 + len(head) + sum(ref.size for ref in parts)
         return _Timed(
@@ -290,6 +319,40 @@ class _Cloud:
             media_type="application/octet-stream",
             seconds=self._limits.patience_s + size / self._limits.slowest_rate,
         )
+
+    async def _subject(self, index: Index) -> tuple[bytes, bytes]:
+        """Patient and record of an index entry at whose address nothing lies any more; `NotFound` if it never was one of theirs."""
+        for patient, newest in (await self._store.versions(index.chain_id, index.record)).items():
+            with contextlib.suppress(Unauthentic):
+                index.verify(patient)
+                if index.version < newest:
+                    return patient, index.record
+        raise _no_view("unknown-address")
+
+    async def _read(
+        self, view: View, wanted: tuple[bytes, ...]
+    ) -> tuple[tuple[bytes, ...], tuple[BlobRef, ...]]:
+        try:
+            return await asyncio.to_thread(self._read_view, view, wanted)
+        except Unavailable:
+            if await self._store.view(view.address) is None:
+                raise _no_view("unknown-address") from None  # deleted meanwhile
+            raise
+
+    async def log(self, request: Request) -> Response:
+        asked = decode_cloud_log_request(await _Body(request, self._limits).whole())
+        asked.verify()
+        body, now = asked.body, self._config.clock()
+        self._check_meant(body.cloud, body.time_ms)
+        if not await self._store.held(body.patient, body.record):
+            raise NotFound("this patient stores no such record here")
+        if not await self._store.use_nonce(body.patient, body.nonce, body.time_ms + MAX_SKEW_MS, now):
+            raise Denied(
+                "this request has been answered already; sign a new one with a fresh nonce", "replay"
+            )
+        entries, count, head = await self._store.log_page(body.patient, body.record, body.after, MAX_LOG_PAGE)
+        page = CloudLogPage.make(asked, tuple(entries), count, head, now, self._config.key)
+        return Response(encode(page), media_type="application/msgpack")
 
     async def delete(self, request: Request) -> Response:
         delete = decode_delete(await _Body(request, self._limits).whole())
@@ -307,7 +370,7 @@ class _Cloud:
     ) -> tuple[tuple[bytes, ...], tuple[BlobRef, ...]]:
         """The envelopes of a view and the wanted parts, all of which are there."""
         if len(set(wanted)) != len(wanted):
-            raise Malformed("the request asks for a part twice")
+            raise Malformed("the request asks for a part twice", "malformed")
         envelopes = tuple(read_whole(self._store.path(ref.hash), ref) for ref in view.envelopes)
         missing, found = set(wanted), dict[bytes, BlobRef]()
         for envelope in envelopes if wanted else ():
@@ -320,7 +383,8 @@ class _Cloud:
             missing -= refs.keys()
         if missing:
             raise Denied(
-                "the request asks for a part that is not in this view; take the hashes from its envelopes"
+                "the request asks for a part that is not in this view; take the hashes from its envelopes",
+                "other-part",
             )
         for ref in found.values():
             check_size(self._store.path(ref.hash), ref)
@@ -349,26 +413,77 @@ def _missing(what: str) -> Malformed:
     )
 
 
-async def _authorise(body: DownloadBody, view: View, chains: Mapping[str, Chain], now_ms: int) -> None:
-    """Raise `Unauthentic` or `Denied` unless the requester may read this view now."""
+def _no_view(code: str) -> NotFound:
+    return NotFound("no record lies at this address; ask for the record's newest index entry", code)
+
+
+def _entry(body: DownloadBody, now_ms: int) -> CloudEntry:
+    """What the log says of a request that is served."""
+    index, ticket = body.index, body.ticket.ticket if body.ticket else None
+    return CloudEntry(
+        now_ms,
+        index.chain_id,
+        index.version,
+        body.requester,
+        ticket.request if ticket else None,
+        ticket.purpose if ticket else None,
+        len(body.wanted),
+        "served",
+        0,
+    )
+
+
+async def _authorise(body: DownloadBody, view: View, config: CloudConfig, now_ms: int) -> None:
+    """Raise `Unauthentic` or `Denied` unless the requester may read this view now, `Unavailable` if the chain does not say."""
     index = body.index
-    index.verify(view.patient)
     if (index.chain_id, index.record, index.version) != (view.chain_id, view.record, view.version):
-        raise Denied("the index entry is for another record, version or chain than the view at its address")
+        raise Denied(
+            "the index entry is for another record, version or chain than the view at its address",
+            "other-index",
+        )
     if body.requester == view.patient:
         return
     if body.ticket is None:
         raise Denied(
-            "an index entry alone opens nothing: request access on the chain and send the ticket it issues"
+            "an index entry alone opens nothing: request access on the chain and send the ticket it issues",
+            "no-ticket",
         )
-    if view.chain_id not in chains:
-        raise Denied("this cloud no longer serves the chain of this record")
-    committee = await asyncio.to_thread(chains[view.chain_id], body.ticket.epoch)
+    chain = config.chains.get(view.chain_id)
+    if chain is None:
+        raise Denied("this cloud no longer serves the chain of this record", "other-chain")
+    committee = await asyncio.to_thread(chain.committee, body.ticket.epoch)
     ticket = body.ticket.verify(view.chain_id, committee.epoch, committee.keys, committee.quorum, now_ms)
     if ticket.requester != body.requester:
-        raise Denied("the ticket was issued to somebody else; request access yourself")
-    if (ticket.record, ticket.version, ticket.commit) != (view.record, view.version, view.commit):
-        raise Denied("the ticket is for another record, version or view; request access to this one")
+        raise Denied("the ticket was issued to somebody else; request access yourself", "transfer")
+    if ticket.record != view.record:
+        raise Denied("the ticket is for another record; request access to this one", "other-record")
+    if (ticket.version, ticket.commit) != (view.version, view.commit):
+        raise Denied(
+            "the ticket is for another version or view of the record; request access to this one",
+            "other-version",
+        )
+    try:
+        await asyncio.to_thread(_check_standing, chain, ticket, config.authority, now_ms, False)
+    except Denied:  # what was asked some seconds ago may not hold any more
+        await asyncio.to_thread(_check_standing, chain, ticket, config.authority, now_ms, True)
+
+
+def _check_standing(chain: Chain, ticket: Ticket, authority: bytes, now_ms: int, fresh: bool) -> None:
+    """Raise `Denied` unless the chain says that the requester is certified and the ticket's version current."""
+    person = chain.person(ticket.requester, fresh)
+    if person is None or person.is_revoked:
+        raise Denied("the credential of this key was revoked", "revoked")
+    person.signed.verify(authority, now_ms)
+    entry = chain.record(ticket.record, fresh)
+    if entry is None or (entry.status, entry.version, entry.commit) != (
+        "published",
+        ticket.version,
+        ticket.commit,
+    ):
+        raise Denied(
+            "the record has a newer version than the ticket, or is published no more; request access again",
+            "superseded",
+        )
 
 
 class _Body:

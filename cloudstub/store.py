@@ -1,7 +1,8 @@
 """Where the cloud keeps ciphertext: blobs in a folder, what they belong to in SQLite (paper eq. 5).
 
     folder/lock        held while a server runs; a second server on the folder is refused
-    folder/meta.db     views, who holds which blob for which record, spent nonces, what was erased (WAL, synchronous=FULL)
+    folder/meta.db     views, who holds which blob for which record, spent nonces, what was erased, a log for each
+                       record (WAL, synchronous=FULL)
     folder/blobs/ab/…  one file per blob, named by the SHA-256 of its bytes
     folder/tmp/…       one folder per upload under way, emptied at start
 
@@ -11,6 +12,8 @@ Invariants, at every instant and after a loss of power at any instant:
   readable together.
 - Whoever asks for a blob asks as a patient and for a record. The same bytes may lie under several patients;
   knowing a hash gives nobody a claim to them.
+- Of each record, what was asked of it is listed in a log that is only ever added to, and goes when the record is
+  erased. Refusals beyond `REFUSALS_LISTED` an hour are counted, so that nobody can fill the disk with them.
 - A file under `blobs` is either held by somebody or listed in `placing`, so a crash between renaming and
   committing, or between committing a deletion and removing files, leaves nothing behind after the next start.
 - Of an erased record there remain its counts under a digest of patient, record and a salt of this folder: the
@@ -33,10 +36,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiosqlite
+import msgspec
 
 from crypto.codec import encode
 from crypto.errors import Conflict, Denied, Unauthentic, Unavailable
-from protocol.record import BlobRef, View, decode_envelope, decode_view, digest
+from protocol.record import (
+    BlobRef,
+    CloudEntry,
+    View,
+    decode_cloud_entry,
+    decode_envelope,
+    decode_view,
+    digest,
+)
+
+REFUSALS_LISTED = 100
+HOUR_MS = 3_600_000
 
 _SCHEMA_VERSION = 2
 _SCHEMA = f"""
@@ -49,6 +64,14 @@ CREATE TABLE IF NOT EXISTS holding (
     PRIMARY KEY (patient, record, hash)) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS holding_by_hash ON holding (hash);
 CREATE TABLE IF NOT EXISTS placing (hash BLOB PRIMARY KEY) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS view_by_record ON view (record);
+CREATE TABLE IF NOT EXISTS entry (
+    patient BLOB NOT NULL, record BLOB NOT NULL, number INTEGER NOT NULL, encoded BLOB NOT NULL,
+    PRIMARY KEY (patient, record, number)) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS log (
+    patient BLOB NOT NULL, record BLOB NOT NULL, count INTEGER NOT NULL, head BLOB NOT NULL,
+    hour_ms INTEGER NOT NULL, refused INTEGER NOT NULL, unlisted INTEGER NOT NULL,
+    PRIMARY KEY (patient, record)) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS salt (salt BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS erased (
     name BLOB PRIMARY KEY, views INTEGER NOT NULL, blobs INTEGER NOT NULL, size INTEGER NOT NULL,
@@ -194,6 +217,11 @@ class BlobStore:
         rows = await self._select(self._reader, "SELECT encoded FROM view WHERE address = ?", address)
         return decode_view(rows[0][0]) if rows else None
 
+    async def versions(self, chain_id: str, record: bytes) -> dict[bytes, int]:
+        """The newest version of a record on a chain, for each patient who stores one under this id."""
+        sql = "SELECT patient, max(version) FROM view WHERE record = ? AND chain_id = ? GROUP BY patient LIMIT 16"
+        return {row[0]: row[1] for row in await self._select(self._reader, sql, record, chain_id)}
+
     async def held(self, patient: bytes, record: bytes) -> dict[bytes, int]:
         """Hash and size of every blob that this patient holds for this record."""
         sql = "SELECT hash, size FROM holding WHERE patient = ? AND record = ?"
@@ -211,6 +239,29 @@ class BlobStore:
     async def use_nonce(self, requester: bytes, nonce: bytes, expires_ms: int, now_ms: int) -> bool:
         """Spend a nonce; False if it was spent before. It is forgotten once `now_ms` is past `expires_ms`."""
         return await asyncio.shield(self._use_nonce(requester, nonce, expires_ms, now_ms))
+
+    async def admit(
+        self, patient: bytes, record: bytes, entry: CloudEntry, nonce: bytes, expires_ms: int
+    ) -> bool:
+        """Spend the nonce of a request that is served now and list it in the record's log, durably; False if the nonce was
+        spent before."""
+        return await asyncio.shield(self._admit(patient, record, entry, nonce, expires_ms))
+
+    async def refuse(self, patient: bytes, record: bytes, entry: CloudEntry) -> None:
+        """List a refusal in the record's log, or count it where too many are listed already."""
+        await asyncio.shield(self._refuse(patient, record, entry))
+
+    async def log_page(
+        self, patient: bytes, record: bytes, after: int, limit: int
+    ) -> tuple[list[CloudEntry], int, bytes]:
+        """At most `limit` entries of a record's log after the first `after`, how many there are in all, and their head."""
+        count, head, *_ = await self._log_row(self._reader, patient, record)
+        sql = (
+            "SELECT encoded FROM entry WHERE patient = ? AND record = ? AND number > ? AND number <= ? "
+            "ORDER BY number LIMIT ?"
+        )
+        found = await self._select(self._reader, sql, patient, record, after, count, limit)
+        return [decode_cloud_entry(row[0]) for row in found], count, head
 
     async def publish(
         self,
@@ -304,6 +355,9 @@ class BlobStore:
         sql = "DELETE FROM holding WHERE patient = ? AND record = ? AND hash = ?"
         await db.executemany(sql, [(patient, record, hash_) for hash_ in lost])
         await db.executemany("INSERT OR IGNORE INTO placing VALUES (?)", [(hash_,) for hash_ in lost])
+        if before is None:
+            for table in ("entry", "log"):
+                await db.execute(f"DELETE FROM {table} WHERE patient = ? AND record = ?", (patient, record))  # noqa: S608
         if before is None and held:  # else anybody could fill the table with names of their own
             row = (name, deleted.views, deleted.blobs, deleted.size, now_ms)
             await db.execute("INSERT INTO erased VALUES (?, ?, ?, ?, ?)", row)
@@ -343,11 +397,68 @@ class BlobStore:
 
     async def _use_nonce(self, requester: bytes, nonce: bytes, expires_ms: int, now_ms: int) -> bool:
         async with self._transaction() as db:
-            await db.execute("DELETE FROM nonce WHERE expires_ms < ?", (now_ms,))
-            cursor = await db.execute(
-                "INSERT OR IGNORE INTO nonce VALUES (?, ?, ?)", (requester, nonce, expires_ms)
-            )
-            return cursor.rowcount == 1
+            return await self._spend(db, requester, nonce, expires_ms, now_ms)
+
+    async def _admit(
+        self, patient: bytes, record: bytes, entry: CloudEntry, nonce: bytes, expires_ms: int
+    ) -> bool:
+        async with self._transaction() as db:
+            if not await self._spend(db, entry.requester, nonce, expires_ms, entry.time_ms):
+                return False
+            await self._append(db, patient, record, entry, await self._log_row(db, patient, record))
+            return True
+
+    async def _refuse(self, patient: bytes, record: bytes, entry: CloudEntry) -> None:
+        async with self._transaction() as db:
+            count, head, hour_ms, refused, unlisted = await self._log_row(db, patient, record)
+            if entry.time_ms >= hour_ms + HOUR_MS:
+                hour_ms, refused = entry.time_ms, 0
+            if refused < REFUSALS_LISTED:
+                row = (count, head, hour_ms, refused + 1, unlisted)
+                await self._append(db, patient, record, entry, row)
+            else:
+                row = (count, head, hour_ms, refused, unlisted + 1)
+                await self._write_log_row(db, patient, record, row)
+
+    async def _append(
+        self,
+        db: aiosqlite.Connection,
+        patient: bytes,
+        record: bytes,
+        entry: CloudEntry,
+        row: tuple[int, bytes, int, int, int],
+    ) -> None:
+        count, head, hour_ms, refused, unlisted = row
+        entry = msgspec.structs.replace(entry, unlisted=unlisted)
+        await db.execute("INSERT INTO entry VALUES (?, ?, ?, ?)", (patient, record, count + 1, encode(entry)))
+        row = (count + 1, entry.head_after(head), hour_ms, refused, 0)
+        await self._write_log_row(db, patient, record, row)
+
+    async def _log_row(
+        self, db: aiosqlite.Connection, patient: bytes, record: bytes
+    ) -> tuple[int, bytes, int, int, int]:
+        """Of a record's log: entries, head, the hour that refusals are counted in, refusals listed in it, refusals not listed
+        since the last entry."""
+        sql = "SELECT count, head, hour_ms, refused, unlisted FROM log WHERE patient = ? AND record = ?"
+        rows = await self._select(db, sql, patient, record)
+        count, head, hour_ms, refused, unlisted = rows[0] if rows else (0, bytes(32), 0, 0, 0)
+        return count, head, hour_ms, refused, unlisted
+
+    @staticmethod
+    async def _write_log_row(
+        db: aiosqlite.Connection, patient: bytes, record: bytes, row: tuple[int, bytes, int, int, int]
+    ) -> None:
+        await db.execute("INSERT OR REPLACE INTO log VALUES (?, ?, ?, ?, ?, ?, ?)", (patient, record, *row))
+
+    @staticmethod
+    async def _spend(
+        db: aiosqlite.Connection, requester: bytes, nonce: bytes, expires_ms: int, now_ms: int
+    ) -> bool:
+        await db.execute("DELETE FROM nonce WHERE expires_ms < ?", (now_ms,))
+        cursor = await db.execute(
+            "INSERT OR IGNORE INTO nonce VALUES (?, ?, ?)", (requester, nonce, expires_ms)
+        )
+        return cursor.rowcount == 1
 
     async def _is_stored(self, db: aiosqlite.Connection, view: View) -> bool:
         sql = "SELECT address, version FROM view WHERE patient = ? AND chain_id = ? AND record = ? AND version >= ?"
@@ -410,7 +521,8 @@ def read_chunk(path: Path, offset: int, size: int) -> bytes:
 
 def _damaged() -> Unavailable:
     return Unavailable(
-        "the cloud's copy of a blob is damaged; tell its operator, and let the patient upload again"
+        "the cloud's copy of a blob is damaged; tell its operator, and let the patient upload again",
+        "damaged",
     )
 
 

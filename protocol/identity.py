@@ -97,20 +97,26 @@ class SignedTicket(Wire, frozen=True):
     ) -> Ticket:
         """The ticket, or `Unauthentic` (too few true signatures, other chain) or `Denied` (expired, former members)."""
         if self.ticket.chain_id != chain_id:
-            raise Unauthentic("the ticket was issued by another chain")
+            raise Unauthentic("the ticket was issued by another chain", "other-chain")
         if self.epoch != epoch:
-            raise Denied("the members of the chain have changed; exchange the request for a ticket again")
+            raise Denied(
+                "the members of the chain have changed; exchange the request for a ticket again",
+                "other-epoch",
+            )
         signers = [s.signer for s in self.signatures]
         if signers != sorted(set(signers)) or (signers and signers[-1] >= len(members)):
             raise Unauthentic(
-                "the ticket lists its signers twice, out of order or beyond the members of the chain"
+                "the ticket lists its signers twice, out of order or beyond the members of the chain",
+                "bad-ticket",
             )
         payload = encode(self.ticket)
         good = sum(is_valid(members[s.signer], "ticket", payload, s.signature) for s in self.signatures)
         if good < quorum:
-            raise Unauthentic(f"the ticket bears {good} valid node signatures where {quorum} are needed")
+            raise Unauthentic(
+                f"the ticket bears {good} valid node signatures where {quorum} are needed", "bad-ticket"
+            )
         if now_ms >= self.ticket.expires_ms:
-            raise Denied("the ticket has expired; request access again")
+            raise Denied("the ticket has expired; request access again", "expired")
         return self.ticket
 
 

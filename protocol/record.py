@@ -16,7 +16,7 @@ import msgspec
 from crypto.codec import Bytes16, Bytes32, Bytes64, Decoder, Short, UInt, Wire, encode
 from crypto.errors import Unauthentic
 from crypto.sign import Ed25519Signer, domain_tag, verify
-from protocol.identity import SignedCredential, SignedTicket
+from protocol.identity import Purpose, SignedCredential, SignedTicket
 
 MAX_PARTS = 4096
 MAX_CLASSES = 32
@@ -24,6 +24,8 @@ MAX_ENVELOPE = 4 << 20
 MAX_PART = 64 << 20
 """Bytes of one sealed part."""
 MAX_REQUEST_HEAD = 1 << 20
+MAX_LOG_PAGE = 500
+"""Entries of the cloud's log in one answer."""
 
 PartIndex = Annotated[int, msgspec.Meta(ge=0, lt=MAX_PARTS)]
 
@@ -255,6 +257,89 @@ class DownloadHead(Wire, frozen=True, tag="download-head/1"):
     blobs: Annotated[tuple[BlobRef, ...], msgspec.Meta(max_length=MAX_PARTS)]
 
 
+class CloudEntry(Wire, frozen=True, tag="cloud-entry/1"):
+    """One request for a record at the cloud: who asked for which version, how many parts (0: envelopes alone), and `code`: `served`, or why
+    it was refused. `request` and `purpose` are those of the ticket that came with it, true or not. `unlisted` counts the refusals since the
+    entry before that were too many to list."""
+
+    time_ms: UInt
+    chain_id: Short
+    version: UInt
+    requester: Bytes32
+    request: Bytes32 | None
+    purpose: Purpose | None
+    parts: UInt
+    code: Short
+    unlisted: UInt
+
+    def head_after(self, head: bytes) -> bytes:
+        """The digest that chains this entry to those before it, whose digest is `head`; 32 zeros come before the first."""
+        return digest("cloud-log", head + encode(self))
+
+
+class CloudLogBody(Wire, frozen=True):
+    """A patient asks for the entries of a record that follow the first `after`."""
+
+    cloud: Bytes32
+    patient: Bytes32
+    record: Bytes16
+    after: UInt
+    time_ms: UInt
+    nonce: Bytes16
+
+
+class CloudLogRequest(Wire, frozen=True, tag="cloud-log-request/1"):
+    body: CloudLogBody
+    signature: Bytes64
+
+    @classmethod
+    def make(cls, body: CloudLogBody, patient: Ed25519Signer) -> "CloudLogRequest":
+        return cls(body, patient.sign("cloud-log-request", encode(body)))
+
+    def verify(self) -> None:
+        """Raise `Unauthentic` unless the patient signed this request."""
+        verify(
+            self.body.patient, "cloud-log-request", encode(self.body), self.signature, "the request for a log"
+        )
+
+
+class CloudLogPage(Wire, frozen=True, tag="cloud-log-page/1"):
+    """Entries of a record's log, and the cloud's word on how many there are in all and the `head` that chains them."""
+
+    request: Bytes32
+    entries: Annotated[tuple[CloudEntry, ...], msgspec.Meta(max_length=MAX_LOG_PAGE)]
+    count: UInt
+    head: Bytes32
+    time_ms: UInt
+    signature: Bytes64
+
+    @classmethod
+    def make(
+        cls,
+        request: CloudLogRequest,
+        entries: tuple[CloudEntry, ...],
+        count: int,
+        head: bytes,
+        time_ms: int,
+        cloud: Ed25519Signer,
+    ) -> "CloudLogPage":
+        request_digest = digest("cloud-log-request", encode(request.body))
+        unsigned = cls(request_digest, entries, count, head, time_ms, bytes(64))
+        return msgspec.structs.replace(unsigned, signature=cloud.sign("cloud-log", unsigned._payload()))
+
+    def verify(self, request: CloudLogRequest, cloud: bytes) -> None:
+        """Raise `Unauthentic` unless `cloud` signed count and head in answer to `request`; the entries stand only under the head."""
+        if self.request != digest("cloud-log-request", encode(request.body)):
+            raise Unauthentic("the cloud's log answers another request")
+        verify(cloud, "cloud-log", self._payload(), self.signature, "the head of the cloud's log")
+
+    def _payload(self) -> bytes:
+        return encode((self.request, self.count, self.head, self.time_ms))
+
+
+decode_cloud_entry = Decoder(CloudEntry, "an entry of the cloud's log", 1 << 10)
+decode_cloud_log_request = Decoder(CloudLogRequest, "a request for the cloud's log", 1 << 10)
+decode_cloud_log_page = Decoder(CloudLogPage, "a page of the cloud's log", MAX_LOG_PAGE << 10)
 decode_view = Decoder(View, "a view", 16 << 10)
 decode_envelope = Decoder(Envelope, "an envelope", MAX_ENVELOPE)
 decode_index = Decoder(Index, "an index entry", 4 << 10)

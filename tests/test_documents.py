@@ -1,13 +1,19 @@
 """What the documents refer to is there."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from protocol import tx
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _NAMED = re.compile(r"`((?:[a-z0-9_]+/)*[a-z0-9_]+\.py|…)::([A-Za-z0-9_]+)`")
+CONTRACT = ROOT / "docs" / "contract.md"
 _LINK = re.compile(r"\]\(([^)#:\s]+)(?:#([^)]*))?\)")
 
 
@@ -43,3 +49,51 @@ def test_every_link_of_a_document_leads_somewhere(document: Path):
 
 def test_the_threat_model_names_tests():
     assert len(named_tests((ROOT / "docs" / "threat-model.md").read_text())) > 100
+
+
+def _constants(*names: str) -> Iterator[ast.AST]:
+    for name in names:
+        yield from ast.walk(ast.parse((ROOT / "protocol" / name).read_text()))
+
+
+def _is_sentence(node: ast.expr) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and " " in str(node.value))
+
+
+def contract_codes() -> set[str]:
+    """The first of every pair of a code and a reason."""
+    found = set()
+    for node in _constants("contract.py", "index_key.py"):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Refused":
+            pair = node.args
+        elif isinstance(node, ast.Tuple) and len(node.elts) == 2 and _is_sentence(node.elts[1]):
+            pair = node.elts
+        else:
+            continue
+        assert isinstance(pair[0], ast.Constant), "a code is written out beside its reason"
+        found.add(str(pair[0].value))
+    return found
+
+
+def test_every_code_of_the_contract_is_specified_and_no_other():
+    text = CONTRACT.read_text()
+    transactions, codes = text[text.index("## Conditions") :].split("## Codes")
+    table = set(re.findall(r"`([a-z-]+)`", " ".join(re.findall(r"^\| (`.*?) \|", codes, re.MULTILINE))))
+    assert table == contract_codes()
+    assert table <= set(re.findall(r"`([a-z-]+)`", transactions)), "each is the outcome of a transaction"
+
+
+def test_every_key_of_the_state_is_specified_and_no_other():
+    keys = {
+        node.value.decode()
+        for node in _constants("contract.py", "index_key.py")
+        if isinstance(node, ast.Constant) and isinstance(node.value, bytes) and len(node.value) > 1
+    }
+    state = CONTRACT.read_text().split("## State")[1].split("## Conditions")[0]
+    assert set(re.findall(r"^\| `([a-z/-]+)`", state, re.MULTILINE)) == keys
+
+
+def test_every_transaction_is_specified_and_no_other():
+    kinds = {str(kind.__struct_config__.tag) for kind in get_args(tx.Action)}
+    transactions = CONTRACT.read_text().split("## Transactions")[1].split("## Receipts")[0]
+    assert set(re.findall(r"\*\*`([a-z.]+)`\*\*", transactions)) == kinds

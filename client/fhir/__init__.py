@@ -2,12 +2,24 @@
 
 from client.fhir.bundle import Bundle, Part, join, load_bundle, read_bundle, split
 from client.fhir.jsontext import MAX_BUNDLE, MAX_DEPTH, MAX_ENTRIES, minify, tokens_equal
-from client.fhir.profile import Derived, Group, Label, Profile, group_of, load_profile, named
+from client.fhir.profile import (
+    PRIVATE,
+    SENSITIVE,
+    Derived,
+    Group,
+    Label,
+    Profile,
+    group_of,
+    load_profile,
+    named,
+)
 
 __all__ = [
     "MAX_BUNDLE",
     "MAX_DEPTH",
     "MAX_ENTRIES",
+    "PRIVATE",
+    "SENSITIVE",
     "Bundle",
     "Derived",
     "Group",

@@ -29,7 +29,8 @@ from typing import TypeVar
 import msgspec
 
 from client.fhir.jsontext import MAX_BUNDLE, MAX_DEPTH, members, minify
-from client.fhir.profile import HEADER, Group, Label, Profile
+from client.fhir.labels import is_sensitive
+from client.fhir.profile import HEADER, SENSITIVE, Group, Label, Profile
 from crypto.ceas import MAX_PARTS
 from crypto.errors import Malformed, NotFound
 
@@ -163,17 +164,23 @@ def read_bundle(data: bytes) -> Bundle:
 
 def split(bundle: Bundle, profile: Profile) -> list[Part]:
     """The parts of a record: one per group in the profile's order (m0 first, empty ones too), after a group with
-    `each` one per resource of it, then the derived. `Malformed` if these are more than `MAX_PARTS`."""
+    `each` one per resource of it, then the derived. `Malformed` if these are more than `MAX_PARTS`.
+
+    A sensitive security label on the Patient sends its fields into the sensitive part and leaves the derived parts empty; one on the
+    bundle itself sends everything there.
+    """
+    is_all_sensitive = is_sensitive(bundle.shell)
+    is_patient_sensitive = is_all_sensitive or is_sensitive(bundle.resources[bundle.patient])
     fields: dict[str, list[bytes]] = {group.label: [] for group in profile.groups}
     entries: dict[str, list[bytes]] = {group.label: [] for group in profile.groups}
     for i, (kind, resource) in enumerate(zip(bundle.types, bundle.resources, strict=True)):
         if i != bundle.patient:
-            entries[profile.group_of_resource(kind, resource)].append(
-                b'{"i":%d,"resource":%b}' % (i, resource)
-            )
+            label = SENSITIVE if is_all_sensitive else profile.group_of_resource(kind, resource)
+            entries[label].append(b'{"i":%d,"resource":%b}' % (i, resource))
     patient = members(bundle.resources[bundle.patient])
     for name, key, value in patient:
-        fields[profile.group_of_field(name)].append(key + b":" + value)
+        label = SENSITIVE if is_patient_sensitive else profile.group_of_field(name)
+        fields[label].append(key + b":" + value)
 
     labels = []
     for group in profile.groups:
@@ -203,7 +210,7 @@ def split(bundle: Bundle, profile: Profile) -> list[Part]:
         for n, entry in enumerate(own, 1):
             yield Part(f"{group.label}-{n}", group.access, f"{group.title} {n}", b"{" + body([], [entry]))
 
-    values = {name: value for name, _, value in patient}
+    values = {} if is_patient_sensitive else {name: value for name, _, value in patient}
     return [part for group in profile.groups for part in parts(group)] + [
         Part(part.label, part.access, part.title, part.content(values.get(part.field)))
         for part in profile.derived

@@ -10,6 +10,9 @@ A profile is data (TOML, see client/profiles), so an operator adds one without c
     default  the group of all that neither names
     derived  parts made from a date of the patient, for readers who must not see it; export ignores them
 
+The group `sensitive`, always private at first, takes every resource with a sensitive security label (`client.fhir.labels`) before
+any rule is asked: no profile shares these, the patient alone can.
+
 The groups and their order depend on the profile alone, never on the record, so without `each` the number of
 parts tells nothing about a record. With it, who sees any part sees how many parts there are, not which.
 """
@@ -23,9 +26,13 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from client.fhir.labels import is_sensitive
 from crypto.errors import Malformed, NotFound
 
 HEADER = "m0"
+SENSITIVE = "sensitive"
+PRIVATE = "private"
+"""The access class that only the storage chain's index reaches."""
 MAX_PROFILE = 256 << 10
 """Bytes of a profile file."""
 _BUNDLED = Path(__file__).parents[1] / "profiles"
@@ -115,9 +122,9 @@ class Profile(msgspec.Struct, frozen=True):
     default: str
 
     def access_of(self, label: str) -> str:
-        """The first access class of the part `label`; `private` for one that the profile does not know."""
+        """The first access class of the part `label`; private for one that the profile does not know."""
         places = {place.label: place.access for place in (*self.groups, *self.derived)}
-        return places.get(group_of(label), "private")
+        return places.get(group_of(label), PRIVATE)
 
     def group_of_field(self, name: str) -> str:
         """The label of the group for a top-level element of Patient."""
@@ -125,6 +132,8 @@ class Profile(msgspec.Struct, frozen=True):
 
     def group_of_resource(self, kind: str, resource: bytes) -> str:
         """The label of the group for a resource of type `kind`, given as checked JSON."""
+        if is_sensitive(resource):
+            return SENSITIVE
         return next((rule.group for rule in self.rules if rule.fits(kind, resource)), self.default)
 
 
@@ -195,6 +204,11 @@ def _check(file: _File) -> Profile:
                 raise Malformed(f"The profile's fields[{i}].field sends {name} to a second group: keep one")
     rules = tuple(_rule(entry, labels, f"rules[{i}]") for i, entry in enumerate(file.rules))
     _known(file.default, labels, "default")
+    if not any(group.label == SENSITIVE and group.access == PRIVATE for group in file.groups):
+        raise Malformed(
+            f'The profile needs a group {SENSITIVE} with access = "{PRIVATE}", for resources with sensitive security labels: '
+            "only the patient may share them"
+        )
     return Profile(file.name, tuple(file.groups), tuple(file.derived), rules, fields, file.default)
 
 

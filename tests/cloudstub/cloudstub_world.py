@@ -15,12 +15,16 @@ import msgspec
 
 from cloudstub.server import CloudConfig, Limits
 from crypto.codec import encode
+from crypto.errors import Unavailable
 from crypto.sign import SigningKey
 from protocol.block import Committee
+from protocol.contract import Person, RecordEntry
 from protocol.genesis import Genesis, Member
 from protocol.identity import Credential, SignedCredential, SignedTicket, Ticket, TicketSignature
 from protocol.record import (
     BlobRef,
+    CloudLogBody,
+    CloudLogRequest,
     Delete,
     DeleteBody,
     Download,
@@ -60,18 +64,50 @@ class Clock:
         return self.now
 
 
-def committee(chain: str) -> Callable[[int], Committee]:
+class WorldChain:
+    """A chain on which all are certified, and a record's first version is current unless `publish` says otherwise."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.revoked, self.asked, self.is_silent = name, set[bytes](), 0, False
+        self.current: dict[bytes, View | None] = {}
+
+    def committee(self, at_least: int) -> Committee:
+        return committee(self.name)
+
+    def person(self, key: bytes, fresh: bool) -> Person | None:
+        self.asked += 1
+        if self.is_silent:
+            raise Unavailable("too few nodes answer", "chain-silent")
+        plain = Credential(key, "user", (), bytes(32), None, 0, 2**62)
+        return Person(SignedCredential.issue(plain, AUTHORITY), key in self.revoked)
+
+    def record(self, record: bytes, fresh: bool) -> RecordEntry | None:
+        view = self.current.get(record)
+        none, status = bytes(32), "published" if view else "retired"
+        version, commit = (view.version, view.commit) if view else (1, none)
+        return RecordEntry(none, none, none, version, commit, b"", None, 0, status, (), None, b"")  # type: ignore[arg-type]
+
+
+def committee(chain: str) -> Committee:
     members = tuple(
         Member(f"n{i}", node.public, f"peer-{i}", share_point(i)) for i, node in enumerate(NODES[chain])
     )
     fixed = Committee(Genesis(chain, "storage", "bft", members, AUTHORITY.public, NOW))
     assert fixed.quorum == QUORUM
-    return lambda epoch: fixed
+    return fixed
+
+
+WORLD = {chain: WorldChain(chain) for chain in CHAINS}
+
+
+def publish(record: "Record") -> None:
+    """Make this version the current one on its chains."""
+    for view in record.views:
+        WORLD[view.chain_id].current[view.record] = view
 
 
 def config(folder: Path, clock: Any, limits: Limits | None = None) -> CloudConfig:
-    chains = {chain: committee(chain) for chain in NODES}
-    return CloudConfig(folder, CLOUD, AUTHORITY.public, chains, clock, limits or Limits())
+    return CloudConfig(folder, CLOUD, AUTHORITY.public, WORLD, clock, limits or Limits())
 
 
 def credential(subject: SigningKey, authority: SigningKey = AUTHORITY, **changes: Any) -> SignedCredential:
@@ -112,7 +148,10 @@ def make_record(
     ref = BlobRef.of(envelope)
     views = [View(chain, record, version, owner.public, os.urandom(32), (ref,)) for chain in chains]
     blobs = {r.hash: d for r, d in zip([ref, *parts], [envelope, *data], strict=True)}
-    return Record(owner, views, parts, blobs)
+    made = Record(owner, views, parts, blobs)
+    if version == 1:
+        publish(made)
+    return made
 
 
 def make_upload(record: Record, time_ms: int = NOW, **changes: Any) -> Upload:
@@ -164,6 +203,13 @@ def make_download(
 def make_delete(record: Record, owner: SigningKey = PATIENT, time_ms: int = NOW, **changes: Any) -> Delete:
     body = DeleteBody(CLOUD.public, owner.public, record.views[0].record, None, time_ms, os.urandom(16))
     return Delete.make(msgspec.structs.replace(body, **changes), owner)
+
+
+def make_log_request(
+    record: Record, owner: SigningKey = PATIENT, time_ms: int = NOW, **changes: Any
+) -> CloudLogRequest:
+    body = CloudLogBody(CLOUD.public, owner.public, record.views[0].record, 0, time_ms, os.urandom(16))
+    return CloudLogRequest.make(msgspec.structs.replace(body, **changes), owner)
 
 
 def next_version(old: Record, sizes: Sequence[int] = (), keep: int = 99) -> Record:

@@ -20,6 +20,7 @@ from cloudstub_world import (
     OTHER_PATIENT,
     PATIENT,
     READER,
+    WORLD,
     Clock,
     Record,
     config,
@@ -31,11 +32,13 @@ from cloudstub_world import (
     make_delete,
     make_download,
     make_envelope,
+    make_log_request,
     make_record,
     make_ticket,
     make_upload,
     next_version,
     parse_download,
+    publish,
     rows,
     until,
     upload_bytes,
@@ -53,13 +56,16 @@ from crypto.errors import Conflict, Malformed, Unauthentic
 from protocol.identity import TicketSignature
 from protocol.record import (
     MAX_ENVELOPE,
+    MAX_LOG_PAGE,
     BlobRef,
+    CloudEntry,
     Delete,
     DeletionReceipt,
     Download,
     Index,
     Upload,
     View,
+    decode_cloud_log_page,
     decode_deletion_receipt,
     decode_upload_receipt,
 )
@@ -80,6 +86,17 @@ class Cloud:
     async def delete(self, request: Delete | Record) -> httpx2.Response:
         delete = make_delete(request, request.owner) if isinstance(request, Record) else request
         return await self.client.post("/v1/delete", content=encode(delete))
+
+    async def log(self, record: Record) -> list[CloudEntry]:
+        """The record's log, checked against the cloud's signature."""
+        request = make_log_request(record, record.owner, self.clock.now)
+        page = decode_cloud_log_page((await self.client.post("/v1/log", content=encode(request))).content)
+        page.verify(request, CLOUD.public)
+        head = bytes(32)
+        for entry in page.entries:
+            head = entry.head_after(head)
+        assert (len(page.entries), head) == (page.count, page.head)
+        return list(page.entries)
 
     async def download(self, request: Download | bytes) -> httpx2.Response:
         content = request if isinstance(request, bytes) else encode(request)
@@ -168,6 +185,7 @@ async def test_a_new_version_need_not_send_the_parts_again(cloud: Cloud):
     views = [View(c, name, 2, PATIENT.public, os.urandom(32), (BlobRef.of(envelope),)) for c in CHAINS]
     new = Record(PATIENT, views, old.parts, {BlobRef.of(envelope).hash: envelope})
     assert (await cloud.upload(new)).status_code == 200
+    publish(new)
     answer = await cloud.download(make_download(new, READER, old.parts))
     assert parse_download(answer.content)[1] == [old.blobs[ref.hash] for ref in old.parts]
 
@@ -494,49 +512,71 @@ def wanting(*hashes: bytes) -> Callable[[Record], Download]:
     return lambda r: make_download(r, wanted=[BlobRef(digest, 1) for digest in hashes])
 
 
-BAD_DOWNLOADS: list[tuple[Callable[[Record], Download | bytes], int, str]] = [
-    (lambda r: b"", 400, "does not decode"),
-    (lambda r: bytes(2 << 20), 413, "over the limit"),
-    (lambda r: encode(make_download(r)) + b"\x00", 400, "does not decode"),
-    (signed_by_not_the_requester, 401, "signature on the download request"),
-    (lambda r: make_download(r, cloud=AUTHORITY.public), 403, "another cloud"),
-    (lambda r: make_download(r, time_ms=NOW - 60_001), 403, "last minute"),
-    (lambda r: make_download(r, time_ms=NOW + 60_001), 403, "last minute"),
-    (lambda r: make_download(make_record()), 404, "no record lies at this address"),
-    (index_signed_by(READER), 401, "the address of the record"),
-    (index_signed_by(AUTHORITY), 401, "the address of the record"),
-    (index_of(record=bytes(16)), 403, "another record, version or chain"),
-    (index_of(version=2), 403, "another record, version or chain"),
-    (index_of(chain_id=CHAINS[1]), 403, "another record, version or chain"),
-    (lambda r: make_download(r, ticket=None), 403, "an index entry alone opens nothing"),
-    (lambda r: make_download(r, key("thief"), ticket=make_ticket(r.views[0])), 403, "somebody else"),
-    (ticket(expires_ms=NOW), 403, "expired"),
-    (ticket(requester=PATIENT), 403, "somebody else"),
-    (ticket(record=bytes(16)), 403, "another record, version or view"),
-    (ticket(version=2), 403, "another record, version or view"),
-    (ticket(commit=bytes(32)), 403, "another record, version or view"),
-    (ticket_of_the_other_chain, 401, "another chain"),
-    (ticket_of_the_other_chain_renamed, 401, "0 valid node signatures"),
-    (ticket_changed_after_signing, 401, "0 valid node signatures"),
-    (signatures(), 401, "0 valid node signatures where 3"),
-    (signatures(1, 3), 401, "2 valid node signatures where 3"),
-    (signatures(0, 0, 0), 401, "twice"),
-    (signatures(2, 1, 0), 401, "out of order"),
-    (signed_by_strangers, 401, "0 valid node signatures"),
-    (signed_beyond_members, 401, "beyond the members"),
-    (one_signature_for_three, 401, "1 valid node signatures"),
-    (wanting(bytes(32)), 403, "not in this view"),
-    (lambda r: make_download(r, wanted=[r.parts[0], r.parts[0]]), 400, "twice"),
-    (lambda r: make_download(r, wanted=r.views[0].envelopes), 403, "not in this view"),
+BAD_DOWNLOADS: list[tuple[Callable[[Record], Download | bytes], int, str, str]] = [
+    (lambda r: b"", 400, "does not decode", ""),
+    (lambda r: bytes(2 << 20), 413, "over the limit", ""),
+    (lambda r: encode(make_download(r)) + b"\x00", 400, "does not decode", ""),
+    (signed_by_not_the_requester, 401, "signature on the download request", ""),
+    (lambda r: make_download(r, cloud=AUTHORITY.public), 403, "another cloud", "other-cloud"),
+    (lambda r: make_download(r, time_ms=NOW - 60_001), 403, "last minute", "stale"),
+    (lambda r: make_download(r, time_ms=NOW + 60_001), 403, "last minute", "stale"),
+    (lambda r: make_download(make_record()), 404, "no record lies at this address", "unknown-address"),
+    (index_signed_by(READER), 401, "the address of the record", ""),
+    (index_signed_by(AUTHORITY), 401, "the address of the record", ""),
+    (index_of(record=bytes(16)), 403, "another record, version or chain", "other-index"),
+    (index_of(version=2), 403, "another record, version or chain", "other-index"),
+    (index_of(chain_id=CHAINS[1]), 403, "another record, version or chain", "other-index"),
+    (lambda r: make_download(r, ticket=None), 403, "an index entry alone opens nothing", "no-ticket"),
+    (
+        lambda r: make_download(r, key("thief"), ticket=make_ticket(r.views[0])),
+        403,
+        "somebody else",
+        "transfer",
+    ),
+    (ticket(expires_ms=NOW), 403, "expired", "expired"),
+    (ticket(requester=PATIENT), 403, "somebody else", "transfer"),
+    (ticket(record=bytes(16)), 403, "another record", "other-record"),
+    (ticket(version=2), 403, "another version or view", "other-version"),
+    (ticket(commit=bytes(32)), 403, "another version or view", "other-version"),
+    (ticket_of_the_other_chain, 401, "another chain", "other-chain"),
+    (ticket_of_the_other_chain_renamed, 401, "0 valid node signatures", "bad-ticket"),
+    (ticket_changed_after_signing, 401, "0 valid node signatures", "bad-ticket"),
+    (signatures(), 401, "0 valid node signatures where 3", "bad-ticket"),
+    (signatures(1, 3), 401, "2 valid node signatures where 3", "bad-ticket"),
+    (signatures(0, 0, 0), 401, "twice", "bad-ticket"),
+    (signatures(2, 1, 0), 401, "out of order", "bad-ticket"),
+    (signed_by_strangers, 401, "0 valid node signatures", "bad-ticket"),
+    (signed_beyond_members, 401, "beyond the members", "bad-ticket"),
+    (one_signature_for_three, 401, "1 valid node signatures", "bad-ticket"),
+    (wanting(bytes(32)), 403, "not in this view", "other-part"),
+    (lambda r: make_download(r, wanted=[r.parts[0], r.parts[0]]), 400, "twice", "malformed"),
+    (lambda r: make_download(r, wanted=r.views[0].envelopes), 403, "not in this view", "other-part"),
 ]
 
 
-@pytest.mark.parametrize(("make", "status", "words"), BAD_DOWNLOADS)
-async def test_a_bad_download_is_refused_with_a_sentence(
-    cloud: Cloud, stored: Record, make: Callable[[Record], Download | bytes], status: int, words: str
+@pytest.mark.parametrize(("make", "status", "words", "code"), BAD_DOWNLOADS)
+async def test_a_bad_download_is_refused_with_its_reason_which_the_patient_finds_in_the_log(
+    cloud: Cloud,
+    stored: Record,
+    make: Callable[[Record], Download | bytes],
+    status: int,
+    words: str,
+    code: str,
 ):
-    check_refused(await cloud.download(make(stored)), status, words)
+    request = make(stored)
+    answer = await cloud.download(request)
+    check_refused(answer, status, words)
+    assert answer.json().get("code", "") == code
     assert rows(cloud.folder, "nonce") == 0  # a refused request costs the server no memory
+    log = await cloud.log(stored)
+    if code in (
+        "",
+        "unknown-address",
+    ):  # without a signature of the sender and the patient's on the address there is nobody to name
+        assert log == []
+    else:
+        assert isinstance(request, Download)
+        assert [(entry.code, entry.requester) for entry in log] == [(code, request.body.requester)]
 
 
 async def test_a_stolen_index_entry_opens_nothing_for_a_thief_with_a_ticket_of_another_record(
@@ -545,7 +585,7 @@ async def test_a_stolen_index_entry_opens_nothing_for_a_thief_with_a_ticket_of_a
     own = make_record(owner=OTHER_PATIENT)
     await cloud.upload(own)
     request = make_download(stored, key("thief"), ticket=make_ticket(own.views[0], key("thief")))
-    check_refused(await cloud.download(request), 403, "another record, version or view")
+    check_refused(await cloud.download(request), 403, "another record")
 
 
 async def test_a_part_of_another_record_cannot_be_had_with_a_ticket_for_this_one(
@@ -592,6 +632,105 @@ async def test_damage_on_the_clouds_disk_is_reported_and_healed_by_uploading_aga
     check_refused(await cloud.download(request), 503, "damaged")
     assert (await cloud.upload(stored)).status_code == 200
     assert (await cloud.download(request)).status_code == 200
+
+
+# Standing and log
+
+
+@pytest.fixture
+def world() -> Iterator[None]:
+    yield
+    for chain in WORLD.values():
+        chain.revoked.clear()
+        chain.is_silent = False
+
+
+async def test_a_live_ticket_of_a_revoked_requester_opens_nothing(cloud: Cloud, stored: Record, world: None):
+    request = make_download(stored)
+    WORLD[CHAINS[0]].revoked.add(READER.public)
+    answer = await cloud.download(request)
+    check_refused(answer, 403, "revoked")
+    assert answer.json()["code"] == "revoked"
+    assert (await cloud.download(make_download(stored, PATIENT))).status_code == 200
+
+
+async def test_nobody_but_the_patient_is_served_while_the_chain_does_not_answer(
+    cloud: Cloud, stored: Record, world: None
+):
+    WORLD[CHAINS[0]].is_silent = True
+    answer = await cloud.download(make_download(stored))
+    check_refused(answer, 503, "too few nodes")
+    assert (answer.json()["code"], answer.headers["retry-after"]) == ("chain-silent", "1")
+    assert (await cloud.download(make_download(stored, PATIENT))).status_code == 200
+    assert [entry.code for entry in await cloud.log(stored)] == ["chain-silent", "served"]
+
+
+async def test_the_chain_is_asked_only_for_those_whose_ticket_holds(cloud: Cloud, stored: Record):
+    before = WORLD[CHAINS[0]].asked
+    await cloud.download(signatures(1, 3)(stored))
+    assert WORLD[CHAINS[0]].asked == before
+
+
+async def test_a_ticket_of_a_version_that_the_chain_has_replaced_opens_nothing(cloud: Cloud, stored: Record):
+    new = next_version(stored)
+    await cloud.upload(new)
+    publish(new)
+    answer = await cloud.download(make_download(stored))
+    check_refused(answer, 403, "newer version")
+    assert answer.json()["code"] == "superseded"
+    assert (await cloud.download(make_download(new))).status_code == 200
+
+
+async def test_the_log_tells_who_asked_when_for_what_and_how_it_ended(cloud: Cloud, stored: Record):
+    request = make_download(stored, READER, stored.parts)
+    assert (await cloud.download(request)).status_code == 200
+    cloud.clock.now += 7
+    assert (await cloud.download(request)).status_code == 403
+    ticket = request.body.ticket
+    assert ticket
+    served = CloudEntry(NOW, CHAINS[0], 1, READER.public, ticket.ticket.request, "treatment", 3, "served", 0)
+    assert await cloud.log(stored) == [served, replace(served, time_ms=NOW + 7, code="replay")]
+
+
+async def test_a_log_is_for_its_patient_alone_and_asked_for_once(cloud: Cloud, stored: Record):
+    request = make_log_request(stored)
+    for bad, status, words in [
+        (type(request).make(request.body, READER), 401, "request for a log"),
+        (make_log_request(stored, OTHER_PATIENT), 404, "no such record"),
+        (make_log_request(stored, cloud=READER.public), 403, "another cloud"),
+        (make_log_request(stored, time_ms=NOW - 60_001), 403, "last minute"),
+    ]:
+        check_refused(await cloud.client.post("/v1/log", content=encode(bad)), status, words)
+    assert (await cloud.client.post("/v1/log", content=encode(request))).status_code == 200
+    check_refused(await cloud.client.post("/v1/log", content=encode(request)), 403, "answered already")
+
+
+async def test_refusals_without_end_are_counted_and_do_not_fill_the_log(
+    cloud: Cloud, stored: Record, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("cloudstub.store.REFUSALS_LISTED", 3)
+    for _ in range(8):
+        await cloud.download(make_download(stored, ticket=None))
+    assert (await cloud.download(make_download(stored))).status_code == 200
+    log = await cloud.log(stored)
+    assert [(entry.code, entry.unlisted) for entry in log] == [("no-ticket", 0)] * 3 + [("served", 5)]
+    cloud.clock.now += 3_600_000
+    await cloud.download(make_download(stored, ticket=None, time_ms=cloud.clock.now))
+    assert [entry.code for entry in await cloud.log(stored)][-1] == "no-ticket"
+
+
+async def test_a_long_log_comes_in_pages(cloud: Cloud, stored: Record, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server, "MAX_LOG_PAGE", 2)
+    for _ in range(5):
+        await cloud.download(make_download(stored))
+    entries, counts = [], []
+    while len(entries) < 5:
+        request = make_log_request(stored, after=len(entries))
+        page = decode_cloud_log_page((await cloud.client.post("/v1/log", content=encode(request))).content)
+        entries += page.entries
+        counts.append((len(page.entries), page.count))
+    assert counts == [(2, 5), (2, 5), (1, 5)]
+    assert MAX_LOG_PAGE == 500
 
 
 # Deletions
@@ -721,7 +860,11 @@ async def test_nobody_deletes_the_record_of_another(cloud: Cloud, stored: Record
 async def test_old_versions_go_with_all_that_they_alone_needed(cloud: Cloud, stored: Record):
     new = next_version(stored, sizes=(700,), keep=1)
     await cloud.upload(new)
-    assert (await cloud.download(make_download(stored))).status_code == 200, "its ticket may still be live"
+    assert (await cloud.download(make_download(stored))).status_code == 200, (
+        "the new one is not published yet"
+    )
+    publish(new)
+    check_refused(await cloud.download(make_download(stored)), 403, "newer version")
     receipt = deletion(await cloud.delete(make_delete(stored, before=2)))
     receipt.verify(stored.views[0].record, CLOUD.public, before=2)
     with pytest.raises(Unauthentic):
@@ -731,6 +874,13 @@ async def test_old_versions_go_with_all_that_they_alone_needed(cloud: Cloud, sto
     answer = await cloud.download(make_download(new, READER, new.parts))
     assert parse_download(answer.content)[1][0] == stored.blobs[stored.parts[0].hash]
     check_refused(await cloud.upload(stored), 409, "later version")
+    check_refused(await cloud.download(make_download(stored)), 404, "no record")
+    assert [entry.code for entry in await cloud.log(stored)] == [
+        "served",
+        "superseded",
+        "served",
+        "superseded",
+    ]
 
 
 async def test_a_version_that_counts_on_blobs_deleted_meanwhile_is_refused_whole(
@@ -939,7 +1089,7 @@ async def test_kill_9_between_placing_blobs_and_committing_leaves_nothing(start:
 async def test_kill_9_in_mid_deletion_leaves_the_record_whole_or_gone(
     start: Callable[..., Process], moment: str
 ):
-    record = make_record()
+    record = make_record(sizes=(40, 5_000, 300_000))
     process = start()
     await send(process, record)
     process.end(signal.SIGKILL)

@@ -98,7 +98,13 @@ def test_a_record_goes_from_the_doctor_to_the_researcher_by_commands_alone(
     assert (denied["decision"], denied["code"]) == ("denied", "policy-not-met")
 
     before = diptych("patient", "record", "show", record)
-    moved = diptych("patient", "record", "move", record, "m8", "--to", "shared")
+    held_up = diptych("patient", "record", "move", record, "m8", "--to", "shared", code=5)
+    findings = diptych("patient", "record", "lint", record, "--share", "m8")
+    assert {(f["kind"], f["part"]) for f in findings} == {("name", "m8")}
+    assert all(f["id"] in held_up["message"] for f in findings)
+    assert diptych("patient", "record", "show", record)["version"] == 1, "nothing was sent"
+    acknowledged = [word for finding in findings for word in ("--acknowledge", finding["id"])]
+    moved = diptych("patient", "record", "move", record, "m8", "--to", "shared", *acknowledged)
     assert moved["version"] == 2
     assert [p["ciphertext"] for p in moved["parts"]] == [p["ciphertext"] for p in before["parts"]]
     diptych("researcher", "record", "request", record)
@@ -132,6 +138,30 @@ def test_a_record_goes_from_the_doctor_to_the_researcher_by_commands_alone(
     assert seen["tx"] in {tx["tx"] for tx in block["txs"]}
 
 
+def test_a_bundle_with_the_patients_name_among_shared_notes_waits_for_the_doctors_word(
+    diptych: Callable, people: SimpleNamespace, tmp_path: Path
+):
+    path = tmp_path / "delicate.diptych"
+    words = ["record", "import", SAMPLES[3], "--patient", people.keys["patient"], "--out", path]
+    held_up = diptych("doctor", *words, code=5)
+    assert "name in m5" in held_up["message"]
+    assert "Zs" not in held_up["message"]
+    assert not path.exists()
+    findings = diptych("doctor", "record", "lint", SAMPLES[3])
+    some, last = findings[:-1], findings[-1]
+    ids = [word for finding in some for word in ("--acknowledge", finding["id"])]
+    assert last["id"] in diptych("doctor", *words, *ids, code=5)["message"]
+    made = diptych("doctor", *words, *ids, "--acknowledge", last["id"])
+    assert "sensitive" in {p["part"] for p in made["parts"] if p["access"] == "private"}
+
+    diptych("patient", "record", "store", path, code=5)
+    stored = diptych("patient", "record", "store", path, "--access", "m5=private")
+    assert stored["version"] == 1, "without the part that names her, nothing stands in the way"
+    moved = ["patient", "record", "move", made["record"], "sensitive", "--to", "shared"]
+    assert "sensitive" in diptych(*moved, code=5)["message"]
+    assert diptych(*moved, "--acknowledge", "all")["version"] == 2
+
+
 def test_a_fine_record_with_rules_is_made_shown_and_kept_to_by_commands(
     diptych: Callable, people: SimpleNamespace, tmp_path: Path
 ):
@@ -141,7 +171,8 @@ def test_a_fine_record_with_rules_is_made_shown_and_kept_to_by_commands(
     made = diptych("doctor", "record", "import", SAMPLES[0], *words, *rules)
     listed = {p["part"]: p["access"] for p in made["parts"]}
     assert listed["m8-1"] == "private"
-    stored = diptych("patient", "record", "store", path, "--access", "m8=shared")
+    diptych("patient", "record", "store", path, "--access", "m8=shared", code=5)
+    stored = diptych("patient", "record", "store", path, "--access", "m8=shared", "--acknowledge", "all")
     access = {p["part"]: p["access"] for p in stored["parts"]}
     assert {access[label] for label in access if label.startswith("m8")} == {"shared"}
     assert access["m9-1"] == "private"

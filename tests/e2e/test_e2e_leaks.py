@@ -44,7 +44,7 @@ def stored(people: dict[str, Session], sample: bytes) -> StoredRecord:
     assert reader.request(record, "sharing", "research").ok
     assert reader.open(record, "sharing").parts
     assert not Reader(people["stranger"]).request(record, "sharing", "research").ok
-    return patient.move(record, "m8", "shared")
+    return patient.move(record, "m8", "shared", acknowledged=["all"])
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from cloudstub.server import create_app as cloud_app
 from configs.faults import NodeFaults
 from crypto.codec import Decoder, encode
 from crypto.errors import DiptychError
+from crypto.sign import SigningKey
 from node import daemon, p2p, tls
 from node.backup import MANIFEST, Manifest, backup, restore
 from node.chaos import Faults, admin
@@ -44,8 +45,12 @@ from protocol.identity import decode_release
 from protocol.mempool import Mempool
 from protocol.network import ChainAddresses, NodeAddress
 from protocol.record import (
+    CloudLogRequest,
+    Delete,
     Download,
     Upload,
+    decode_cloud_log_request,
+    decode_delete,
     decode_download,
     decode_download_head,
     decode_index,
@@ -561,14 +566,27 @@ def node_asked(data: bytes) -> None:
         here.alive()
 
 
+_SIGNED: dict[str, tuple[Any, Any, SigningKey]] = {
+    "v1/upload": (decode_upload, Upload, cloud_world.PATIENT),
+    "v1/download": (decode_download, Download, cloud_world.READER),
+    "v1/delete": (decode_delete, Delete, cloud_world.PATIENT),
+    "v1/log": (decode_cloud_log_request, CloudLogRequest, cloud_world.PATIENT),
+}
+"""How a request to the cloud is read, and signed anew by whom."""
+
+
 def cloud_requests() -> list[bytes]:
     made = cloud_world.make_record(sizes=(1, 50))
     download = cloud_world.make_download(made)
-    heads = [encode(cloud_world.make_upload(made)), encode(download)]
-    calls = [
-        Call(1, "v1/upload", b"", "", b"".join(made.blobs.values())),
-        Call(1, "v1/download", b"", "", b""),
+    signed = [
+        cloud_world.make_upload(made),
+        download,
+        cloud_world.make_delete(made),
+        cloud_world.make_log_request(made),
     ]
+    heads = [encode(request) for request in signed]
+    calls = [Call(1, path, b"", "", b"") for path in _SIGNED]
+    calls[0].body = b"".join(made.blobs.values())
     others = [Call(0, path, b"", "", b"") for path in ("v1/info", "healthz", "readyz", "v1/upload")]
     return [encode([c, h]) for c, h in zip(calls, heads, strict=True)] + [encode([c, b""]) for c in others]
 
@@ -582,13 +600,11 @@ def cloud_asked(data: bytes) -> None:
     here = running()
     with refused:
         given, head = _decode_cloud_call(data)
+        decode, kind, signer = _SIGNED.get(given.path, _SIGNED["v1/download"])
+        with refused:
+            head = encode(kind.make(decode(head).body, signer))
         if given.path == "v1/upload":
-            with refused:
-                head = encode(Upload.make(decode_upload(head).body, cloud_world.PATIENT))
             head = len(head).to_bytes(4, "big") + head
-        else:
-            with refused:
-                head = encode(Download.make(decode_download(head).body, cloud_world.READER))
         given.body = head + given.body
         here.loop.run_until_complete(asyncio.wait_for(call(here.cloud, given), 20))
 

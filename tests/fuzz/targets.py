@@ -27,10 +27,11 @@ from crypto.codec import Decoder, encode
 from crypto.errors import DiptychError
 from crypto.group import G1, G1_GENERATOR, G2, G2_GENERATOR
 from crypto.schemes import SCHEMES
-from crypto.seal import SealKey, seal
+from crypto.seal import SealKey
 from crypto.sign import SigningKey
-from protocol import contract, evidence, genesis, identity, network, tx
+from protocol import contract, evidence, genesis, identity, network, record, tx
 from protocol.mempool import Mempool
+from tests.dealer import deal, sealed
 from tests.fuzz.recorded import COMMITTEE, GENESIS, KEYS, LIAR, chain_messages
 from tests.memory_state import MemoryState
 
@@ -42,7 +43,7 @@ DOCTOR, PATIENT, USER = (SigningKey(name.ljust(32, b".")) for name in (b"d", b"p
 AUTHORITY = SigningKey(bytes([77]) * 32)
 assert AUTHORITY.public == GENESIS.authority
 SEAL = SealKey(b"s" * 32)
-NOW, RECORD = 1_800_000_000_000, b"r" * 16
+NOW, RECORD, OTHER = 1_800_000_000_000, b"r" * 16, b"o" * 16
 
 
 @dataclass(frozen=True)
@@ -99,24 +100,61 @@ def credential(
     return identity.SignedCredential.issue(plain, authority)
 
 
-def actions() -> list[tuple[SigningKey, tx.Action]]:
-    rule = tx.Rule("role:user and org:x", ("research",), NOW + 10**6, (DOCTOR.public,))
-    return [
+def _signed(number: int, sender: SigningKey, action: tx.Action) -> tx.Tx:
+    return tx.Tx.make(GENESIS.chain_id, sender, bytes([number]) * 16, NOW + 300_000, action)
+
+
+@cache
+def life() -> list[tx.Tx]:
+    """With every action that needs no members; all goes well."""
+    rule = tx.Rule(
+        "role:user", ("research",), NOW + 10**6, (), NOW, 2, "role:doctor", "role:doctor or role:user"
+    )
+    entry = sealed(GENESIS, RECORD, 1, rule)
+    delete = record.Delete.make(record.DeleteBody(PATIENT.public, OTHER, NOW, bytes(16)), PATIENT)
+    gone = encode(record.DeletionReceipt.make(delete, 1, 2, 3, NOW, AUTHORITY))
+    asked = _signed(90, USER, tx.Request(RECORD, "research"))
+    broken = _signed(91, USER, tx.Request(RECORD, "emergency", tx.Emergency("unconscious", b"sealed note")))
+    begin: list[tuple[SigningKey, tx.Action]] = [
         (AUTHORITY, tx.Certify(credential(DOCTOR, "doctor"))),
         (AUTHORITY, tx.Certify(credential(PATIENT, "patient"))),
         (AUTHORITY, tx.Certify(credential(USER, "user"))),
         (DOCTOR, tx.Attest(RECORD, PATIENT.public, bytes(32))),
-        (PATIENT, tx.Publish(RECORD, 1, bytes(32), seal(SEAL.public, b"index"), rule)),
-        (USER, tx.Request(RECORD, "research")),
+        (DOCTOR, tx.Attest(OTHER, PATIENT.public, bytes(32))),
+        (PATIENT, tx.Publish(RECORD, 1, bytes(32), entry, rule, (b"t" * 32,))),
+        (PATIENT, tx.SetProxy(USER.public, ("decide", "read"), NOW, NOW + 10**6)),
+        (USER, tx.Request(RECORD, "patient-request")),
+    ]
+    end: list[tuple[SigningKey, tx.Action]] = [
+        (DOCTOR, tx.Decide(broken.id, allow=True)),
+        (PATIENT, tx.Review(broken.id, "contested")),
+        (PATIENT, tx.Retire(RECORD, OTHER)),
+        (PATIENT, tx.Erase(OTHER, gone)),
         (AUTHORITY, tx.Revoke(USER.public)),
     ]
+    decided = _signed(92, DOCTOR, tx.Decide(asked.id, allow=True))
+    return [
+        *(_signed(n, *step) for n, step in enumerate(begin)),
+        asked,
+        decided,
+        broken,
+        *(_signed(n, *step) for n, step in enumerate(end, len(begin))),
+    ]
+
+
+@cache
+def states() -> list[MemoryState]:
+    """Before, between and after the transactions of `life`."""
+    found = [MemoryState()]
+    deal(GENESIS, found[0])
+    for height, each in enumerate(life(), 1):
+        found.append(MemoryState(found[-1]))
+        assert contract.apply(found[-1], GENESIS, each, height, 0, NOW).ok
+    return found
 
 
 def transactions() -> list[bytes]:
-    return [
-        encode(tx.Tx.make(GENESIS.chain_id, sender, bytes([n]) * 16, NOW + 300_000, action))
-        for n, (sender, action) in enumerate(actions())
-    ]
+    return [encode(each) for each in life()]
 
 
 @cache
@@ -134,9 +172,22 @@ def wire_objects(data: bytes) -> None:
             assert encode(decode(data)) == data
 
 
+STORED: dict[bytes, Decoder[Any]] = {
+    b"person": contract.decode_person,
+    b"record": contract.decode_record,
+    b"pending": contract.decode_pending,
+    b"review": contract.decode_pending,
+    b"grant": contract.decode_ticket,
+    b"proxy": contract.decode_proxy,
+    b"uses": contract.decode_uses,
+    b"log": contract.decode_log_head,
+    b"members": contract.decode_members,
+}
+
+
 @target(transactions)
 def transactions_executed(data: bytes) -> None:
-    """A transaction of certified people, signed anew after its mutation, in a mempool and in the contract."""
+    """A transaction of certified people, signed anew after its mutation, in a mempool and at every moment of a life in the contract."""
     keys = {k.public: k for k in (AUTHORITY, DOCTOR, PATIENT, USER)}
     with refused:
         body = tx.decode_tx(data).body
@@ -145,14 +196,15 @@ def transactions_executed(data: bytes) -> None:
         pool = Mempool(GENESIS.chain_id)
         entry = pool.add(data, NOW)
         assert pool.fill((), 10, 1 << 20, NOW) == [entry]
-        state = MemoryState()
-        for height, raw in enumerate([*transactions()[:-1], data], 1):
-            receipt = contract.apply(state, GENESIS, tx.decode_tx(raw), height, 0, NOW)
+        for before in states():
+            state = MemoryState(before)
+            receipt = contract.apply(state, GENESIS, tx.decode_tx(data), 99, 0, NOW)
             assert contract.decode_receipt(encode(receipt)) == receipt
-        for key, value in state.items():
-            if key.startswith((b"person/", b"record/")):
-                kind = contract.decode_person if key.startswith(b"person/") else contract.decode_record
-                assert encode(kind(value)) == value
+            changed = {key for key in before | state if before.get(key) != state.get(key)}
+            assert receipt.ok or all(key.startswith(b"log/") for key in changed)
+            for key in changed & state.keys():
+                decode = STORED.get(key.partition(b"/")[0])
+                assert decode is None or encode(decode(state[key])) == state[key]
 
 
 # --- text -----------------------------------------------------------------------------------------------------------------------

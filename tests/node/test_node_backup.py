@@ -195,7 +195,7 @@ FORGERIES = {
     "block without data": f"{JOURNAL}: DELETE FROM blocks",
     "receipt dropped": f"{LEDGER}: DELETE FROM receipts WHERE height = 2",
     "receipt filed elsewhere": f"{LEDGER}: UPDATE receipts SET record = zeroblob(16)",
-    "receipts of the future": f"{LEDGER}: UPDATE receipts SET height = 9",
+    "receipts of the future": f"{LEDGER}: UPDATE receipts SET height = height + 9",
     "executed too far": f"{LEDGER}: INSERT INTO executed VALUES (99, zeroblob(32), zeroblob(32))",
     "another root": f"{LEDGER}: UPDATE executed SET root = zeroblob(32) WHERE height > 0",
     "another state root": f"{LEDGER}: UPDATE executed SET state = zeroblob(32) WHERE height > 0",

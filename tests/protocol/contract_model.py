@@ -154,7 +154,8 @@ class Model:
             case Erase(record, deletion):
                 self._mine(me, record)
                 try:
-                    need(decode_deletion_receipt(deletion).record == record, "bad-deletion")
+                    told = decode_deletion_receipt(deletion)
+                    need((told.record, told.before) == (record, None), "bad-deletion")
                 except DiptychError:
                     raise No("bad-deletion") from None
                 self.records[record] = Record(bytes(32), bytes(32), "erased")

@@ -81,7 +81,7 @@ def publish(version: int, rule: Rule = RULE, record: bytes = RECORD, tags: tuple
     return Publish(record, version, bytes([version % 256]) * 32, entry, rule, tags)
 
 
-def deletion(record: bytes = RECORD) -> bytes:
-    """A cloud's receipt for having deleted a record, encoded."""
-    delete = Delete.make(DeleteBody(bytes(32), PATIENT.public, record, None, WALL0, b"n" * 16), PATIENT)
+def deletion(record: bytes = RECORD, before: int | None = None) -> bytes:
+    """A cloud's receipt for having deleted a record, or its versions `before` one, encoded."""
+    delete = Delete.make(DeleteBody(CLOUD.public, PATIENT.public, record, before, WALL0, b"n" * 16), PATIENT)
     return encode(DeletionReceipt.make(delete, 2, 7, 4096, WALL0 + 1, CLOUD))

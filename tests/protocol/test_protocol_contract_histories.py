@@ -5,9 +5,11 @@ proxies of other times, and rules that nobody satisfies.
 """
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -56,9 +58,11 @@ BLOCKS = Cluster()
 NURSE = SigningKey(bytes([16]) * 32)
 ROLES = {DOCTOR: "doctor", PATIENT: "patient", USER: "user", NURSE: "user", STRANGER: "patient"}
 RECORDS = [b"r" * 16, b"s" * 16]
+KEYS = {key.public: key for key in (*ROLES, AUTHORITY, CLOUD)}
 WHY = Emergency("unconscious", b"note")
 TAGS = [b"t" * 32, b"u" * 32]
 LATER = WALL0 + 10 * WEEK
+OPEN = Rule("role:user", ("research",), None, ())
 
 certified = st.sampled_from([*ROLES])
 anyone = st.sampled_from([*ROLES, AUTHORITY, CLOUD])
@@ -80,13 +84,16 @@ open_rules = st.builds(
     Rule,
     st.sampled_from(["role:user", "role:doctor or org:lab"]),
     st.just(("research", "treatment")),
-    st.sampled_from([None, LATER]),
-    st.just(()),
-    st.none(),
+    st.sampled_from([None, LATER, WALL0 + HOUR]),
+    st.sampled_from([(), (), (DOCTOR.public,), (USER.public,)]),
+    st.sampled_from([None, None, WALL0 + 5]),
     st.sampled_from([None, 1]),
     st.sampled_from([None, "role:doctor or org:lab"]),
     st.sampled_from(["role:user", "role:doctor or org:lab"]),
 )
+seldom = st.integers(0, 3)
+"""0 is the time for what ends a person or a record, after which less can happen."""
+verdicts = st.sampled_from(["justified", "contested"])
 purposes = st.sampled_from(["research", "treatment", "patient-request", "emergency"])
 
 
@@ -124,8 +131,8 @@ class Histories(RuleBasedStateMachine):
             self.requests.append(tx.id)
         return receipt.code
 
-    @initialize(is_begun=st.sampled_from([True, True, True, False]), rules=st.tuples(open_rules, open_rules))
-    def begin(self, is_begun: bool, rules: tuple[Rule, Rule]) -> None:
+    @initialize(is_begun=st.integers(0, 9), rules=st.tuples(open_rules, open_rules))
+    def begin(self, is_begun: int, rules: tuple[Rule, Rule]) -> None:
         if not is_begun:
             return
         for key, role in ROLES.items():
@@ -135,7 +142,7 @@ class Histories(RuleBasedStateMachine):
             entry = sealed(GENESIS, record, 1, given)
             assert self.send(PATIENT, Publish(record, 1, b"c" * 32, entry, given)) == "published"
 
-    @rule(ms=st.sampled_from([0, 1, 5, TEN_MINUTES, HOUR - 1, HOUR, WEEK]))
+    @rule(ms=st.sampled_from([0, 1, 4, 5, TEN_MINUTES, HOUR - 1, HOUR, WEEK]))
     def next_block(self, ms: int) -> None:
         parent = self.blocks[-1].header if self.blocks else None
         view = len(self.blocks) + 1
@@ -156,9 +163,9 @@ class Histories(RuleBasedStateMachine):
         signed = credential(subject, role, *attributes, not_before_ms=times[0], not_after_ms=times[1])
         self.send(sender, Certify(SignedCredential.issue(signed.credential, signer)))
 
-    @rule(sender=st.sampled_from([AUTHORITY, USER, PATIENT]), subject=anyone, sure=st.integers(0, 3))
-    def revoke(self, sender, subject, sure) -> None:
-        if sure == 0 or sender != AUTHORITY:  # seldom, as nothing comes after it
+    @rule(sender=st.sampled_from([AUTHORITY, USER, PATIENT]), subject=anyone, seldom=seldom)
+    def revoke(self, sender, subject, seldom) -> None:
+        if seldom == 0 or sender != AUTHORITY:
             self.send(sender, Revoke(subject.public))
 
     @rule(sender=st.sampled_from([DOCTOR, DOCTOR, USER]), record=records, patient=certified)
@@ -184,44 +191,55 @@ class Histories(RuleBasedStateMachine):
         self.send(sender, Publish(record, version, b"c" * 32, entry, given, tuple(tags)))
 
     @rule(
-        sender=st.sampled_from([PATIENT, PATIENT, STRANGER, USER]),
+        sender=st.sampled_from([PATIENT, STRANGER, USER]),
         record=records,
         by=st.sampled_from([None, *RECORDS]),
+        seldom=seldom,
     )
-    def retire(self, sender, record, by) -> None:
-        self.send(sender, Retire(record, by))
+    def retire(self, sender, record, by, seldom) -> None:
+        if seldom == 0 or sender != PATIENT:
+            self.send(sender, Retire(record, by))
 
     @rule(
-        sender=st.sampled_from([PATIENT, PATIENT, STRANGER, USER]),
+        sender=st.sampled_from([PATIENT, STRANGER, USER]),
         record=records,
-        of=records,
-        junk=st.sampled_from([b"", b"x"]),
+        junk=st.sampled_from([b"", b"", b"x"]),
+        seldom=seldom,
     )
-    def erase(self, sender, record, of, junk) -> None:
-        self.send(sender, Erase(record, deletion(of) + junk))
+    def erase(self, sender, record, junk, seldom) -> None:
+        if seldom == 0 or sender != PATIENT or junk:
+            self.send(sender, Erase(record, deletion(record) + junk))
 
-    @rule(sender=st.one_of(certified, anyone), record=records, purpose=purposes, is_whole=st.integers(0, 5))
+    @rule(sender=st.sampled_from([*ROLES] * 3 + [CLOUD]), record=records, purpose=purposes, is_whole=seldom)
     def request(self, sender, record, purpose, is_whole) -> None:
         explains = (purpose == "emergency") == (is_whole > 0)
         self.send(sender, Request(record, purpose, WHY if explains else None))
 
+    @rule(
+        sender=st.sampled_from([USER, NURSE, DOCTOR]),
+        second=st.sampled_from([USER, NURSE, DOCTOR, PATIENT]),
+        record=records,
+        purpose=purposes,
+    )
+    def ask_for_two(self, sender, second, record, purpose) -> None:
+        """What seldom comes about by chance."""
+        why = WHY if purpose == "emergency" else None
+        if self.send(sender, Request(record, purpose, why)) == "waiting":
+            self.send(second, Decide(self.requests[-1], True))
+
     @rule(sender=certified, data=st.data(), allow=st.sampled_from([True, True, False]))
     def decide(self, sender, data, allow) -> None:
-        waiting = [*self.model.waiting] * 3
-        self.send(sender, Decide(data.draw(st.sampled_from(waiting + self.requests)), allow))
+        some = [*self.model.waiting] * 5 or self.requests
+        self.send(sender, Decide(data.draw(st.sampled_from([*some, self.requests[-1]])), allow))
 
-    @rule(
-        sender=st.one_of(st.just(PATIENT), certified),
-        data=st.data(),
-        verdict=st.sampled_from(["justified", "contested"]),
-    )
+    @rule(sender=st.one_of(st.just(PATIENT), certified), data=st.data(), verdict=verdicts)
     def review(self, sender, data, verdict) -> None:
-        reviews = [*self.model.reviews] * 3
-        self.send(sender, Review(data.draw(st.sampled_from(reviews + self.requests)), verdict))
+        some = [*self.model.reviews] * 5 or self.requests
+        self.send(sender, Review(data.draw(st.sampled_from([*some, self.requests[-1]])), verdict))
 
     @rule(
-        sender=st.sampled_from([PATIENT, PATIENT, STRANGER, USER]),
-        proxy=anyone,
+        sender=st.sampled_from([PATIENT, PATIENT, PATIENT, STRANGER, USER]),
+        proxy=certified,
         powers=st.sampled_from(
             [("read",), ("decide",), ("decide", "read"), ("read", "decide"), ("read", "read"), ()]
         ),
@@ -230,6 +248,55 @@ class Histories(RuleBasedStateMachine):
     )
     def set_proxy(self, sender, proxy, powers, from_ms, until_ms) -> None:
         self.send(sender, SetProxy(proxy.public, powers, from_ms, until_ms))
+
+    @rule(data=st.data(), off=st.sampled_from([-1, 0]))
+    def tempt(self, data, off) -> None:
+        """Somebody tries what they should not, or at the very moment at which it begins or ceases to be allowed."""
+        time, sender, action = data.draw(st.sampled_from([*self.temptations()]))
+        if self.time < time + off <= LATER:
+            self.next_block(time + off - self.time)
+        self.send(sender, action)
+
+    def temptations(self) -> Iterator[tuple[int, SigningKey, Action]]:
+        model = self.model
+        for record, other in (RECORDS, RECORDS[::-1]):
+            yield 0, PATIENT, Erase(record, deletion(other))
+            if (known := model.records.get(record)) and known.status == "retired":
+                entry = sealed(GENESIS, record, known.version + 1, OPEN)
+                yield 0, PATIENT, Publish(record, known.version + 1, b"c" * 32, entry, OPEN)
+                yield 0, PATIENT, Retire(other, record)
+            if known and known.rule:
+                for moment in (known.rule.from_ms, known.rule.until_ms):
+                    yield moment or 0, USER, Request(record, "research")
+                for patient, proxy in model.proxies:
+                    for moment in model.proxies[patient, proxy][1:]:
+                        yield moment, KEYS[proxy], Request(record, "patient-request")
+        for key in model.revoked:
+            yield 0, AUTHORITY, Certify(credential(KEYS[key], "user", "org:lab", not_after_ms=2**62))
+        for asked in model.waiting.values():
+            yield asked.until, PATIENT, Decide(asked.tx, True)
+            yield asked.until, NURSE, Decide(asked.tx, True)
+        for asked in model.reviews.values():
+            yield 0, KEYS[asked.requester], Review(asked.tx, "justified")
+            yield 0, KEYS[asked.second or b""], Review(asked.tx, "justified")
+
+    @rule(record=records, given=open_rules, again=st.booleans())
+    def change_the_rule_and_ask(self, record, given, again) -> None:
+        known = self.model.records.get(record)
+        given = known.rule if known and known.rule and again else given
+        version = known.version + 1 if known else 1
+        entry = sealed(GENESIS, record, version, given)
+        self.send(PATIENT, Publish(record, version, b"c" * 32, entry, given))
+        for asked in [a for a in self.model.waiting.values() if a.record == record]:
+            self.send(PATIENT, Decide(asked.tx, True))
+        self.send(USER, Request(record, "research"))
+
+    @rule(
+        proxy=st.sampled_from([USER, NURSE]),
+        powers=st.sampled_from([("read",), ("decide",), ("decide", "read")]),
+    )
+    def name_a_proxy(self, proxy, powers) -> None:
+        self.send(PATIENT, SetProxy(proxy.public, powers, 0, self.time + HOUR))
 
     @invariant()
     def the_state_says_what_the_model_says(self) -> None:
@@ -264,4 +331,12 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestHistories.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+
+class ManyHistories(Histories):
+    pass
+
+
+TestManyHistories = pytest.mark.campaign(ManyHistories.TestCase)
+TestManyHistories.settings = settings(max_examples=5000, stateful_step_count=60, deadline=None)

@@ -159,7 +159,9 @@ def test_an_erased_record_does_not_come_back():
     assert world.do(PATIENT, Retire(OTHER, RECORD)).code == "bad-replacement"
 
 
-@pytest.mark.parametrize("what", [b"", b"no receipt", deletion(OTHER), deletion() + b"x", deletion()[:-1]])
+@pytest.mark.parametrize(
+    "what", [b"", b"no receipt", deletion(OTHER), deletion(before=2), deletion() + b"x", deletion()[:-1]]
+)
 def test_an_erasure_without_the_clouds_receipt_for_the_record_is_refused(what):
     world = World().published()
     assert world.do(PATIENT, Erase(RECORD, what)).code == "bad-deletion"
@@ -195,6 +197,14 @@ def test_tags_out_of_order_or_twice_are_refused(tags):
     world = World().attested()
     assert world.do(PATIENT, publish(1, tags=tags)).code == "bad-tags"
     assert tagged(world) == {tag: set() for tag in TAGS}
+
+
+def test_a_refused_version_leaves_the_tags_as_they_were():
+    world = World().attested()
+    world.do(PATIENT, publish(1, tags=TAGS[:1]))
+    bad = msgspec.structs.replace(publish(2, tags=TAGS[1:2]), sealed_index=b"")
+    assert world.do(PATIENT, bad).code == "bad-index"
+    assert tagged(world)[TAGS[0]] == {RECORD}
 
 
 # --- the order of checks -------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ import crypto
 import node
 import protocol
 from client import audit, doctor, enrolment, erasure, home, members, patient, reader
-from client import stored as stored_form
+from client import stored as homes
 from crypto import ces, dkg, keyfile, parts, schemes
 from crypto.ceas import part_set
 from crypto.codec import Decoder, encode
@@ -285,6 +285,24 @@ def download() -> record.Download:
     return record.Download.make(body, KEYS["user"])
 
 
+def cloud_entry() -> record.CloudEntry:
+    return record.CloudEntry(
+        NOW, VIEW.chain_id, 1, TICKET.requester, TICKET.request, "research", 2, "served", 3
+    )
+
+
+def cloud_log_request() -> record.CloudLogRequest:
+    body = record.CloudLogBody(KEYS["cloud"].public, VIEW.patient, RECORD, 0, NOW, filled("cloud-log", 16))
+    return record.CloudLogRequest.make(body, KEYS["patient"])
+
+
+def cloud_log_page() -> record.CloudLogPage:
+    entry = cloud_entry()
+    return record.CloudLogPage.make(
+        cloud_log_request(), (entry,), 1, entry.head_after(bytes(32)), NOW, KEYS["cloud"]
+    )
+
+
 def delete() -> record.Delete:
     body = record.DeleteBody(KEYS["cloud"].public, VIEW.patient, RECORD, None, NOW, filled("delete", 16))
     return record.Delete.make(body, KEYS["patient"])
@@ -334,15 +352,38 @@ def signed_record() -> doctor.Record:
     return doctor.Record(ces.FullSignature(CES_HEADER, filled("tag", 32), signature), (signed_part(),))
 
 
-def stored() -> stored_form.StoredRecord:
-    placed = stored_form.StoredPart("shared", filled("part key", 32), 1, BlobRef.of(PART))
-    return stored_form.StoredRecord(signed_record(), 1, (placed,), (("shared", RULE.policy),), RULE.purposes)
+def stored() -> homes.StoredRecord:
+    placed = homes.StoredPart("shared", filled("part key", 32), 1, BlobRef.of(PART))
+    return homes.StoredRecord(
+        signed_record(),
+        1,
+        (placed,),
+        (("shared", RULE.policy),),
+        RULE.purposes,
+        homes.Terms(NOW, NOW + 86_400_000, 3, RULE.deny, "role:board", "dept:emergency"),
+        (filled("tag", 32),),
+        "2026w47",
+        (KEYS["user"].public,),
+    )
 
 
-def pending() -> stored_form.PendingVersion:
+def pending() -> homes.PendingVersion:
     _, publish = actions()["publish"]
     assert isinstance(publish, tx.Publish)
-    return stored_form.PendingVersion(stored(), (VIEW,), (encode(ENVELOPE), PART), (("storage", publish),))
+    return homes.PendingVersion(stored(), (VIEW,), (encode(ENVELOPE), PART), (("storage", publish),))
+
+
+def proxies() -> homes.Proxies:
+    proxy = contract.Proxy(VIEW.patient, KEYS["user"].public, ("decide", "read"), NOW, NOW + 86_400_000)
+    return homes.Proxies((proxy,))
+
+
+def an_erasure() -> erasure.Erasure:
+    chains = (
+        erasure.Erased("storage", REQUEST, 7, NOW),
+        erasure.Erased("sharing", filled("erase", 32), 8, NOW),
+    )
+    return erasure.Erasure(RECORD, encode(deletion_receipt()), chains, True)
 
 
 def invitation() -> enrolment.Invitation:
@@ -459,6 +500,9 @@ def objects() -> Iterator[
     yield "uses", contract.decode_uses, lambda: contract.Uses(RULE.digest, 2), {}
     yield "log head", contract.decode_log_head, lambda: contract.LogHead(3, filled("log", 32)), {}
     yield "request to delete", record.decode_delete, delete, {}
+    yield "entry of the cloud's log", record.decode_cloud_entry, cloud_entry, {}
+    yield "request for the cloud's log", record.decode_cloud_log_request, cloud_log_request, {}
+    yield "page of the cloud's log", record.decode_cloud_log_page, cloud_log_page, {}
     yield "deletion receipt", record.decode_deletion_receipt, deletion_receipt, {}
     yield "members", contract.decode_members, lambda: (1, 1, MEMBERS[1:]), {}
     yield "index key", index_key.decode_index_key, the_index_key, {}
@@ -490,13 +534,10 @@ def objects() -> Iterator[
     yield "signed part", doctor.decode_part, signed_part, {}
     yield "signed record", doctor._decode_record, signed_record, {}
     yield "record package", doctor._decode_package, package, {}
-    yield "stored record", stored_form.decode_stored, stored, {}
-    yield "pending version", stored_form.decode_pending_version, pending, {}
-    acting = contract.Proxy(VIEW.patient, KEYS["user"].public, ("read",), NOW, NOW + 86_400_000)
-    done = erasure.Erased("storage", REQUEST, 7, NOW)
-    erased = erasure.Erasure(RECORD, encode(deletion_receipt()), (done,), True)
-    yield "erasure", erasure.decode_erasure, lambda: erased, {}
-    yield "proxies", stored_form.decode_proxies, lambda: stored_form.Proxies((acting,)), {}
+    yield "stored record", homes.decode_stored, stored, {}
+    yield "pending version", homes.decode_pending_version, pending, {}
+    yield "proxies", homes.decode_proxies, proxies, {}
+    yield "erasure", erasure.decode_erasure, an_erasure, {}
     yield "saved request", reader._decode_request, lambda: reader._Request(RECORD, REQUEST), {}
     yield "evidence file", audit._decode_file, evidence_file, {}
     yield "change of members", members._decode_change, lambda: members._Change(change()), {}
@@ -626,6 +667,8 @@ def test_hashes_and_signatures_hold_for_other_libraries():
         *(
             "credential",
             "ces",
+            "cloud-log",
+            "cloud-log-request",
             "delete",
             "deletion-receipt",
             "download",
