@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import httpx2
 
 from client.events import Place, stream
-from client.light import LightClient
+from client.listings import Listings
 from client.web import Busy, checked, now_ms
 from crypto import tdh2
 from crypto.codec import encode
@@ -22,47 +22,23 @@ from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, U
 from crypto.seal import SealKey
 from crypto.sign import Ed25519Signer
 from protocol.contract import (
-    Pending,
-    Person,
-    Proxy,
     Receipt,
-    RecordEntry,
-    decode_pending,
-    decode_person,
-    decode_proxy,
     decode_receipt,
-    decode_record,
-    decode_ticket,
-    pending_key,
 )
 from protocol.genesis import Genesis
-from protocol.identity import Release, SignedTicket, Ticket, decode_release
+from protocol.identity import Release, SignedTicket, decode_release
 from protocol.index_key import IndexKey, decode_signed_index_key, index_label
 from protocol.network import ChainAddresses
-from protocol.queries import (
-    GRANTS,
-    INBOX,
-    MAX_PAGE,
-    PEOPLE,
-    RECORDS,
-    TAGGED,
-    WAITING,
-    WARDS,
-    Item,
-    Query,
-)
 from protocol.record import Index, decode_index
 from protocol.tx import Action, Tx
 
 T = TypeVar("T")
 TX_LIFETIME_MS = 120_000
-MAX_LISTED = 100_000
-"""Entries of one listing; without end, they would fill the memory of whoever asks."""
 PAUSE, MAX_PAUSE = 0.2, 2.0
 _OTHER_FORM = "a node's answer is not in the agreed form; it may run another version"
 
 
-class ChainClient(LightClient):
+class ChainClient(Listings):
     """`warn` is called with a sentence when a node is caught at something that did not keep the work from being done."""
 
     def __init__(
@@ -179,84 +155,6 @@ class ChainClient(LightClient):
 
         with ThreadPoolExecutor(len(self._urls)) as pool:
             return sorted(pool.map(ask, self._urls), key=lambda s: str(s.get("node", "~")))
-
-    # --- listings -----------------------------------------------------------------------------------------------------------
-
-    def records_of(self, patient: bytes) -> dict[bytes, RecordEntry]:
-        """A patient's records on this chain by their ids, erased ones aside."""
-        found = self._listed(RECORDS, patient, decode_record, lambda _, entry: entry.patient == patient)
-        return {item.id: entry for item, entry in found}
-
-    def grants_of(self, reader: bytes) -> list[Ticket]:
-        """What a reader's allowed requests have granted, expired or not."""
-        found = self._listed(
-            GRANTS, reader, decode_ticket, lambda id_, t: (t.request, t.requester) == (id_, reader)
-        )
-        return [ticket for _, ticket in found]
-
-    def inbox_of(self, patient: bytes) -> tuple[list[Pending], list[Pending]]:
-        """The requests for a patient's records that wait for a second person, and the emergency accesses that nobody has reviewed."""
-        found = self._listed(
-            INBOX, patient, decode_pending, lambda id_, p: (p.request, p.patient) == (id_, patient)
-        )
-        waiting = [p for item, p in found if item.key == pending_key(item.id)]
-        return waiting, [p for item, p in found if item.key != pending_key(item.id)]
-
-    def waiting(self) -> list[Pending]:
-        """All requests that wait for a second person."""
-        found = self._listed(WAITING, b"", decode_pending, lambda id_, p: p.request == id_)
-        return [pending for _, pending in found]
-
-    def wards_of(self, proxy: bytes) -> list[Proxy]:
-        """For whom somebody may act, in what and when; the time may not have begun, or may have passed."""
-        found = self._listed(WARDS, proxy, decode_proxy, lambda id_, p: (p.patient, p.proxy) == (id_, proxy))
-        return [ward for _, ward in found]
-
-    def tagged(self, tag: bytes) -> dict[bytes, RecordEntry]:
-        """The records that bear a tag in their current version, by their ids."""
-        found = self._listed(TAGGED, tag, decode_record, lambda _, entry: tag in entry.tags)
-        return {item.id: entry for item, entry in found}
-
-    def people(self) -> list[Person]:
-        """Everyone certified on this chain, revoked ones too; the authority's signatures are checked, the validity in time is not."""
-        found = self._listed(PEOPLE, b"", decode_person, lambda id_, person: self._is_person(id_, person))
-        return [person for _, person in found]
-
-    def _is_person(self, key: bytes, person: Person) -> bool:
-        credential = person.signed.credential
-        person.signed.verify(self.genesis.authority, credential.not_before_ms)
-        return credential.subject == key
-
-    def _listed(
-        self, query: Query, owner: bytes, decode: Callable[[bytes], T], holds: Callable[[bytes, T], bool]
-    ) -> list[tuple[Item, T]]:
-        """A whole listing, page by page, as one node tells it; each object in its form and belonging where it is listed."""
-        path, after = query.path.format(key=owner.hex()), b""
-        found: list[tuple[Item, T]] = []
-        more = True
-        while more:
-            answer = self.get(path, after=after.hex(), limit=MAX_PAGE)
-            try:
-                items = [
-                    Item(*(bytes.fromhex(item[name]) for name in Item._fields)) for item in answer["items"]
-                ]
-                more = answer["next"] is not None
-            except (KeyError, TypeError, ValueError):
-                raise Malformed(_OTHER_FORM) from None
-            for item in items:
-                value = decode(item.encoded)
-                if (
-                    len(item.id) != query.id_size
-                    or item.id <= after
-                    or item.key not in query.objects(owner, item.id)
-                    or not holds(item.id, value)
-                ):
-                    raise Malformed("a node's listing is out of order, or holds what does not belong there")
-                found.append((item, value))
-                after = item.id
-            if (more and not items) or len(found) > MAX_LISTED:
-                raise Malformed(f"a node's listing does not go on, or has more than {MAX_LISTED} entries")
-        return found
 
     # --- what happens -----------------------------------------------------------------------------------------------------
 
