@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from client import audit, consent_cli, find_cli, lint_cli, proofs
+from client import audit, batch_cli, consent_cli, find_cli, lint_cli, proofs
 from client.command import (
     DEFAULT_HOME,
     EXIT_CODES,
@@ -85,6 +85,7 @@ record_app.add_typer(find_cli.record_app)
 app.add_typer(find_cli.app)
 app.add_typer(proofs.app, name="proof")
 record_app.add_typer(lint_cli.app)
+app.add_typer(batch_cli.app, name="batch")
 
 
 @app.callback()

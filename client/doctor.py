@@ -6,7 +6,8 @@ so that nobody can publish a record that no doctor has signed.
 
 import os
 from collections.abc import Collection, Sequence
-from typing import Annotated
+from contextlib import suppress
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -16,9 +17,10 @@ from client.sharing import check_signing
 from client.web import now_ms
 from crypto import ceas, ces
 from crypto.codec import Decoder, Wire, encode
-from crypto.errors import Denied, Malformed
+from crypto.errors import Denied, Malformed, NotFound
 from crypto.parts import MAX_MESSAGE
 from crypto.seal import OVERHEAD, SealKey, seal
+from protocol.identity import ChainKind
 from protocol.record import MAX_PARTS, digest
 from protocol.tx import Attest
 
@@ -69,6 +71,15 @@ def open_package(data: bytes, patient: SealKey) -> Record:
     return record
 
 
+class Signed(NamedTuple):
+    """A signed record before it is attested: its id, its patient's key, the digest of its header, the package for the patient."""
+
+    record: bytes
+    patient: bytes
+    header: bytes
+    package: bytes
+
+
 class Doctor:
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -83,10 +94,25 @@ class Doctor:
     ) -> tuple[bytes, bytes, list[Part]]:
         """Slice, group and sign a FHIR bundle for `patient` (public key) and attest it on both chains.
 
+        As `prepare`, then `attest`. Returns the record id (16 bytes), the package for the patient, and the parts.
+        """
+        signed, parts = self.prepare(bundle, patient, profile, rules, acknowledged)
+        self.attest(signed)
+        return signed.record, signed.package, parts
+
+    def prepare(
+        self,
+        bundle: bytes,
+        patient: bytes,
+        profile: Profile,
+        rules: Sequence[str] = (),
+        acknowledged: Collection[str] = (),
+    ) -> tuple[Signed, list[Part]]:
+        """Slice, group and sign a FHIR bundle; nothing of it is on chain yet.
+
         `rules` say which selections of parts may be extracted, in the language of `crypto.ceas` over the labels of parts and
-        groups; `acknowledged` are ids of findings in the parts that the profile shares (`client.fhir.lint`). Returns the record id
-        (16 bytes), the package for the patient, and the parts. Nothing is on chain before the bundle is known to be sound. Raises
-        `Malformed` for a bad bundle or rule, `FindingsLeft` for findings not acknowledged, `Denied` by the chains.
+        groups; `acknowledged` are ids of findings in the parts that the profile shares (`client.fhir.lint`). Raises `Malformed` for a
+        bad bundle or rule, `FindingsLeft` for findings not acknowledged, `NotFound` or `Denied` for a patient who is not certified.
         """
         session, home = self._session, self._session.home
         if home.ces is None:
@@ -113,7 +139,23 @@ class Doctor:
         ces.verify_full(signature, messages, home.ces.suite, home.ces.public)
         sealed_to = session.chains["storage"].credential(patient).seal_key
         package = encode(_Package(_SUITE, seal(sealed_to, encode(Record(signature, signed)))))
+        return Signed(record, patient, header_digest(signature.header), package), parts
+
+    def attest(self, signed: Signed) -> None:
+        """State on both chains that this doctor has signed the record; safe to repeat. `Denied` by the chains."""
+        session, doctor = self._session, self._session.home.sign
         session.progress("attesting the record on both chains")
-        attest = Attest(record, patient, header_digest(signature.header))
-        session.on_chains(lambda kind: session.chains[kind].execute(home.sign, attest))
-        return record, package, parts
+        attest = Attest(signed.record, signed.patient, signed.header)
+
+        def on(kind: ChainKind) -> None:
+            chain = session.chains[kind]
+            try:
+                chain.execute(doctor, attest)
+            except Denied:
+                with suppress(NotFound):
+                    entry = chain.verified_record(signed.record)
+                    if (entry.doctor, entry.header) == (doctor.public, signed.header):
+                        return  # by an earlier attempt
+                raise
+
+        session.on_chains(on)

@@ -1,7 +1,8 @@
 """Writes the sample bundles next to it: four invented patients in the style of Synthea, the same bytes on
 every run.
 
-    python -m client.samples.generate
+    python -m client.samples.generate                  the samples
+    python -m client.samples.generate FOLDER COUNT     as many more as one likes, for tests of large imports
 
 Nobody in them exists. Each is laid out differently on purpose (indented UTF-8, compact, tabs with escapes),
 and they hold what breaks importers that re-encode: decimals with meaningful digits (`565.00`, `1.3E+2`),
@@ -14,8 +15,9 @@ import datetime
 import json
 import random
 import re
+import sys
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -459,7 +461,31 @@ def bundle(person: Person) -> bytes:
     return re.sub(r'"<number ([^>]*)>"', r"\1", text).encode() + b"\n"
 
 
+def many(folder: Path, count: int) -> list[Path]:
+    """Write `count` bundles of as many invented people, named 0001.json and so on; the same on every run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for place in range(1, count + 1):
+        chosen = random.Random(place)  # noqa: S311 - invented people, no secrets
+        first, second, third = (chosen.choice(PEOPLE) for _ in range(3))
+        person = replace(
+            first,
+            file=f"{place:04}",
+            given=second.given,
+            family=f"{third.family}-{place}",
+            born=f"{chosen.randint(1930, 2020)}-{chosen.randint(1, 12):02}-{chosen.randint(1, 28):02}",
+            visits=chosen.randint(1, 6),
+            active=second.active,
+        )
+        files.append(folder / f"{person.file}.json")
+        files[-1].write_bytes(bundle(person))
+    return files
+
+
 def main() -> None:
+    if len(sys.argv) == 3:
+        many(Path(sys.argv[1]), int(sys.argv[2]))
+        return
     for person in PEOPLE:
         (Path(__file__).parent / f"{person.file}.json").write_bytes(bundle(person))
 

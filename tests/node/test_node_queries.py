@@ -192,7 +192,7 @@ def test_a_page_ends_before_its_objects_are_too_many_bytes(tmp_path):
     ledger = Ledger(tmp_path, Cluster().genesis)
     size = queries.MAX_PAGE_BYTES // 3 + 1
     ids = [bytes([i]) * 32 for i in range(5)]
-    ledger.write({contract.pending_key(id_): bytes(size) for id_ in ids})
+    ledger._save({contract.pending_key(id_): bytes(size) for id_ in ids}, {})
     pages, after = [], b""
     while True:
         items, more = queries.page(ledger, queries.WAITING, b"", after, 100)
