@@ -39,6 +39,18 @@ def test_a_written_file_is_whole_private_and_leaves_nothing_beside_it(tmp_path):
     assert (mode_of(path), mode_of(path.parent)) == (0o600, 0o700)
 
 
+def test_a_destroyed_file_is_overwritten_where_it_lay_before_it_is_removed(tmp_path):
+    path, other_name = tmp_path / "file", tmp_path / "link"
+    write(path, b"secret" * 1000)
+    os.link(path, other_name)
+    files.destroy(path)
+    assert not path.exists()
+    left = other_name.read_bytes()
+    assert len(left) == 6000
+    assert b"secret" not in left
+    files.destroy(path)
+
+
 def test_an_existing_file_is_replaced_only_on_demand(tmp_path):
     path = tmp_path / "file"
     write(path, b"old")
