@@ -41,6 +41,8 @@ BATCH = 100
 """Transactions in one HTTP request or etcd transaction stream slot when many are in flight."""
 MOST_TX = 8_000
 """Transactions a second for which requests are made ready; if more are needed, clients make them on the way."""
+MOST_IDLE_S = 2
+"""How long a connection may lie idle and be used again; a node closes it after 5 s."""
 console = Console(soft_wrap=True)
 
 
@@ -90,6 +92,12 @@ class Connection:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
+        self._used = time.monotonic()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the node surely still listens on it."""
+        return time.monotonic() - self._used < MOST_IDLE_S
 
     @classmethod
     async def to(cls, url: str) -> "Connection":
@@ -104,6 +112,7 @@ class Connection:
         length = int(answer.partition(b"content-length: ")[2].partition(b"\r\n")[0])
         content = await self._reader.readexactly(length)
         assert answer.startswith(b"http/1.1 200"), content
+        self._used = time.monotonic()
         return content
 
     def close(self) -> None:
@@ -159,6 +168,8 @@ class Diptych:
             nonlocal turn
             turn += 1
             url = urls[turn % len(urls)]
+            while idle[url] and not idle[url][0].is_fresh:
+                idle[url].pop(0).close()
             connection = idle[url].pop() if idle[url] else await Connection.to(url)
             body = ready.popleft() if ready else self._body(batch, size)
             answer = await connection.post("/v1/txs?wait=20" if batch > 1 else "/v1/tx?wait=20", body)
