@@ -650,11 +650,12 @@ def _chaos_network(shape: "NetworkPart", report: Path) -> "Iterator[tuple[Path, 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def test(context: typer.Context) -> None:
-    """Run the tests; further arguments go to pytest.
+    """Run the tests, on all cores; further arguments go to pytest.
 
-    Examples: `python3 run_node.py test` · `python3 run_node.py test tests/crypto -x`
+    Examples: `python3 run_node.py test` · `python3 run_node.py test tests/crypto -x -n 0`
     """
-    done = subprocess.run([sys.executable, "-m", "pytest", *context.args], cwd=bootstrap.ROOT, check=False)  # noqa: S603
+    words = ["-m", "pytest", "-n", "logical", "--dist", "loadfile", *context.args]
+    done = subprocess.run([sys.executable, *words], cwd=bootstrap.ROOT, check=False)  # noqa: S603
     raise typer.Exit(done.returncode)
 
 
