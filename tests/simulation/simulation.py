@@ -297,12 +297,15 @@ class Simulation:
         return not abstaining and self.plan.spare > len(self.plan.liars)
 
     def _abstains(self, host: int) -> bool:
+        """Now, or again when the epoch ends: with a block of a view up to `until`, which may be one of before the loss."""
         c = self.cluster
         until, committee = c.disks[host].abstain_until, c.disks[host].committee
         core = c.cores[host]
         if until == 0:
             return False
-        return until is None or core is None or core.view < committee.term_start(committee.term(until) + 1)
+        if until is None or core is None or core.view < committee.term_start(committee.term(until) + 1):
+            return True
+        return committee.epoch < len(self.plan.changes) and core.tip.view < until
 
     def _calm(self) -> None:
         c = self.cluster

@@ -33,6 +33,12 @@ def test_no_seed_breaks_an_invariant_and_everything_submitted_becomes_final(mode
         assert outcome.violation is None, f"{outcome.violation}; {replay_command(plan)}"
 
 
+def test_who_must_ask_again_when_the_epoch_ends_counts_as_missing_until_then():
+    """Two members that lost their disks one after the other, and then both wait in the next epoch, would stop it for ever."""
+    plan = Plan.make(1369, "bft")
+    assert simulate(plan).violation is None
+
+
 def one_liar(liar: int, kind: str) -> Plan:
     """Four members, one of whom lies while nothing else goes wrong."""
     honest = [m for m in range(4) if m != liar]
