@@ -93,6 +93,19 @@ def check_log(record: bytes, head: LogHead, receipts: Sequence[Receipt]) -> None
         raise Unauthentic("the log withholds receipts, holds others than the chain's, or is out of order")
 
 
+def _root_of(key: bytes, offer: ProvedValue) -> bytes:
+    """The root of the state that a node offers a value of; `Unauthentic` if its proof does not hold."""
+    try:
+        return offer.proof.root(key, offer.value)
+    except Unauthentic as error:
+        raise Unauthentic(f"sent a value of the state with a proof that does not hold: {error}") from None
+
+
+def _check_root(offer: ProvedValue, root: bytes, signed: SignedCheckpoint) -> None:
+    if signed.checkpoint.state_root != root:
+        raise Unauthentic(f"made up a value of the state at height {offer.height}")
+
+
 class LightClient:
     """`warn` is called with a sentence when a node is caught at something that did not keep the work from being done."""
 
@@ -269,13 +282,9 @@ class LightClient:
 
     def _proved(self, key: bytes, offer: ProvedValue) -> Proved:
         """The offer, believed; `Unauthentic` if it cannot be true, `Unavailable` if no quorum signs for its height."""
-        try:
-            root = offer.proof.root(key, offer.value)
-        except Unauthentic as error:
-            raise Unauthentic(f"sent a value of the state with a proof that does not hold: {error}") from None
+        root = _root_of(key, offer)
         signed = self.checkpoint(offer.height)
-        if signed.checkpoint.state_root != root:
-            raise Unauthentic(f"made up a value of the state at height {offer.height}")
+        _check_root(offer, root, signed)
         return Proved(key, offer.value, offer.proof, signed)
 
     def _offers(self, key: bytes) -> list[tuple[str, ProvedValue]]:
@@ -322,11 +331,9 @@ class LightClient:
     def _check_shown(self, url: str, shown: ProvedValue, proved: Proved) -> None:
         """Whether a node told the truth of the height at which another one has proved it."""
         try:
-            is_true = shown.proof.root(proved.key, shown.value) == proved.signed.checkpoint.state_root
-        except Unauthentic:
-            is_true = False
-        if not is_true:
-            self._catch(url, f"made up a value of the state at height {shown.height}")
+            _check_root(shown, _root_of(proved.key, shown), proved.signed)
+        except Unauthentic as error:
+            self._catch(url, str(error))
 
     def _confront_ignorant(self, url: str, found: ProvedReceipt) -> None:
         """Whether a node that did not know a receipt was behind, or withholds what it has signed."""

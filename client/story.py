@@ -15,22 +15,25 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from client import prooffile
 from client.cli import DEFAULT_POLICIES
 from client.command import DEFAULT_PURPOSES
+from client.decisions import Decisions
 from client.doctor import Doctor
+from client.erasure import erase
 from client.fhir import PRIVATE, load_bundle, load_profile, read_bundle, tokens_equal
 from client.fhir.lint import FindingsLeft
 from client.home import Home
 from client.patient import Patient, envelope_context
 from client.reader import OpenedRecord, Reader
 from client.session import KINDS, Session
-from client.stored import StoredRecord
+from client.stored import StoredRecord, Terms
 from configs.files import load_network
 from crypto import ces
 from crypto.abe import decapsulate
 from crypto.codec import encode
 from crypto.errors import Denied, DiptychError
-from protocol.contract import Receipt
+from protocol.contract import Receipt, record_key
 from protocol.identity import ChainKind, Purpose, Role
 
 T = TypeVar("T")
@@ -44,9 +47,10 @@ SWAPPED = {
 CAST: dict[str, tuple[Role, tuple[str, ...]]] = {
     "doctor": ("doctor", ("org:st-mary",)),
     "patient": ("patient", ()),
-    "colleague": ("doctor", ("org:st-mary",)),
+    "colleague": ("doctor", ("org:st-mary", "duty:emergency")),
     "researcher": ("user", ("role:researcher",)),
     "government": ("user", ("role:government",)),
+    "paramedic": ("user", ("role:paramedic", "duty:emergency")),
     "stranger": ("user", ("role:advertiser",)),
 }
 
@@ -99,7 +103,7 @@ class Story:
 
     def enrol(self) -> None:
         """Everybody makes keys and gets them certified on both chains."""
-        self._title("Six people make their keys; the authority certifies the public halves on both chains")
+        self._title("Seven people make their keys; the authority certifies the public halves on both chains")
         for name, (role, attributes) in CAST.items():
             _, seconds = _timed(self._people[name].enrol, self._invite(role, list(attributes), 1))
             listed = ", ".join(self._people[name].home.credential.credential.attributes)
@@ -114,9 +118,12 @@ class Story:
         self._stranger_is_refused(record, stored)
         stored = self._move(record, stored)
         stored = self._swap(record, stored)
-        log = self._log(record)
         if kill:
             self._nodes_die(record)
+        self._two_must_agree(record)
+        self._glass_is_broken(record)
+        log = self._log(record)
+        self._erase(record)
         return Outcome(record, whole.bundle(), log)
 
     # --- chapters ---------------------------------------------------------------------------------------------------------
@@ -275,17 +282,73 @@ class Story:
         )
         return swapped
 
+    def _two_must_agree(self, record: bytes) -> None:
+        self._title("The patient wants a doctor's word on each request, and says who may break the glass")
+        patient = Patient(self._people["patient"])
+        terms = Terms(approval="role:doctor", emergency="duty:emergency")
+        stored, seconds = _timed(lambda: patient.set_terms(record, terms=terms))
+        self._say(f"version {stored.version}: a second person is {terms.approval}", seconds)
+        asked = self._ask("researcher", record, "sharing", "research")
+        _expect(asked.code == "waiting", "the researcher's request waits")
+        self._say(f"researcher: {asked.reason}")
+        self._decide("colleague", asked)
+        opened = Reader(self._people["researcher"]).open(record, "sharing")
+        self._say(f"the researcher opens {', '.join(opened.parts)}")
+
+    def _glass_is_broken(self, record: bytes) -> None:
+        self._title("An emergency: two people break the glass; the patient is told, and looks at it")
+        reason = "found unconscious; allergies unknown"
+        ask = Reader(self._people["paramedic"]).break_glass
+        asked, seconds = _timed(lambda: ask(record, "sharing", "unconscious", reason))
+        self._say(f"paramedic: {asked.reason}", seconds)
+        self._decide("colleague", asked)
+        opened = Reader(self._people["paramedic"]).open(record, "sharing")
+        self._say(f"the paramedic opens {', '.join(opened.parts)}")
+        patient = Decisions(self._people["patient"])
+        [task] = [t for t in patient.pending() if t.pending.request == asked.tx]
+        _expect((task.what, task.reason) == ("review", reason), "the patient alone reads the reason")
+        _, receipt = patient.review(asked.tx, "justified")
+        _expect(receipt.ok, "the patient has reviewed the emergency")
+        self._say(f"the patient reads the reason, which was sealed to them; {receipt.reason}")
+
+    def _decide(self, name: str, asked: Receipt) -> None:
+        _, receipt = Decisions(self._people[name]).decide(asked.tx, True)
+        _expect(receipt.ok, f"{name} agrees ({receipt.reason})")
+        self._say(f"{name} agrees: {receipt.reason}")
+
     def _log(self, record: bytes) -> list[tuple[ChainKind, Receipt]]:
-        self._title("The patient reads the access log from the chains: every request, allowed or denied")
+        self._title("The patient reads the log: every request, allowed or denied, proved to be complete")
+        people = self._people["patient"]
         names = {session.home.sign.public: name for name, session in self._people.items()}
-        log = Patient(self._people["patient"]).log(record)
-        table = Table("chain", "height", "who", "purpose", "decision", box=None, padding=(0, 2))
+        log = Patient(people).log(record)
+        table = Table("chain", "height", "who", "what", "purpose", "answer", box=None, padding=(0, 2))
         for kind, receipt in log:
-            decision = "allowed" if receipt.ok else f"denied ({receipt.code})"
-            table.add_row(kind, str(receipt.height), names[receipt.sender], receipt.purpose or "", decision)
+            answer = receipt.code if receipt.ok else f"denied ({receipt.code})"
+            who = names[receipt.sender]
+            table.add_row(kind, str(receipt.height), who, receipt.kind, receipt.purpose or "", answer)
         self._console.print(table)
         _expect(sum(not r.ok for _, r in log) == 3, "the log shows the three refusals")
+        chain = people.chains["sharing"]
+        entry, whole = chain.verified_state(record_key(record)), chain.verified_log(record)
+        data = prooffile.export(chain.genesis, chain.members.handovers, [entry, whole])
+        proved, seconds = _timed(prooffile.verify, data, chain.genesis)
+        self._say(
+            f"a proof file of {len(data):,} bytes says the same to whoever has the genesis, signed by {', '.join(proved[0].signers)}",
+            seconds,
+        )
         return log
+
+    def _erase(self, record: bytes) -> None:
+        self._title("The patient has the record erased")
+        erased, seconds = _timed(erase, self._people["patient"], record)
+        gone = erased.receipt
+        self._say(
+            f"the cloud signs that it has deleted {gone.blobs} blobs of {gone.size:,} bytes; both chains have its receipt",
+            seconds,
+        )
+        receipt = self._ask("colleague", record, "storage", "treatment")
+        _expect(receipt.code == "erased", "nobody is granted an erased record")
+        self._say(f"the colleague asks again: {receipt.reason}")
 
     def _nodes_die(self, record: bytes) -> None:
         self._title("One node of each chain is killed with -9, and the story goes on")

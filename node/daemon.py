@@ -716,7 +716,7 @@ class Node:
 
     def in_ledger(self, work: Callable[[Ledger], T]) -> Awaitable[T]:
         """What `work` makes of the ledger, in the ledger's thread, between two blocks."""
-        return self._in_ledger(lambda: work(self._ledger))
+        return self._in_ledger(lambda: work(self._ledger_reader))
 
     def clock_ms(self) -> int:
         """This node's wall clock, Unix milliseconds."""

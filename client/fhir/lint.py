@@ -24,7 +24,7 @@ import msgspec
 
 from client.fhir.attachments import decode_base64, texts_in, texts_inside
 from client.fhir.labels import is_sensitive
-from crypto.errors import Denied
+from crypto.errors import Denied, Malformed
 
 Kind = Literal["name", "address", "telecom", "identifier", "birth-date", "sensitive", "unread"]
 MEANING: dict[Kind, str] = {
@@ -114,15 +114,22 @@ def require_acknowledged(findings: Iterable[Finding], acknowledged: Collection[s
 def lint(parts: Mapping[str, bytes], shared: Collection[str]) -> list[Finding]:
     """The findings in the parts `shared` (labels) of a record whose `parts` are those of `split`, all of them, by label.
 
-    In the order of the parts. The id of a finding is 16 hex digits; it stays while kind, path and the first resource concerned stay.
+    In the order of the parts; `Malformed` if a part is none that `split` makes. The id of a finding is 16 hex digits; it stays while
+    kind, path and the first resource concerned stay.
     """
-    texts = _Texts(_Wanted.of(_patient(parts.values())))
-    return [
-        finding
-        for label in parts
-        if label in shared
-        for finding in _Part(label, parts[label], texts).findings()
-    ]
+    try:
+        texts = _Texts(_Wanted.of(_patient(parts.values())))
+        return [
+            finding
+            for label in parts
+            if label in shared
+            for finding in _Part(label, parts[label], texts).findings()
+        ]
+    except (msgspec.DecodeError, ValueError, TypeError, KeyError, RecursionError):
+        raise Malformed(
+            "a part of the record is not in the form that bundles are cut into, so nobody can look for names in it; "
+            "ask the doctor to sign the record again"
+        ) from None
 
 
 def _decode(text: bytes) -> Any:

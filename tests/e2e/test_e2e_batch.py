@@ -51,7 +51,7 @@ def share(patient: Session, package: Path) -> bytes:
     stored = owner.receive(read(package, 1 << 26))
     access = {label: "shared" if label == "m1" else "private" for label in stored.labels}
     access |= {label: "shared" for label in stored.labels[:2]}
-    owner.store(stored.header.record, access, POLICIES, ("research",))
+    owner.store(stored.header.record, access, POLICIES, ("research",), acknowledged=("all",))
     return stored.header.record
 
 
@@ -76,9 +76,9 @@ def test_an_import_goes_on_after_kill_9_signs_each_bundle_once_and_reports_what_
     listed.append(tmp_path / "bundles" / "missing.json")
     table, out = mapping(tmp_path, listed, patient), tmp_path / "packages"
 
-    words = command(doctor, "batch", "import", table, "--out", out, "--processes", 2)
+    words = command(doctor, "batch", "import", table, "--out", out, "--acknowledge", "all", "--processes", 2)
     kill_in_the_middle(words, lambda: doctor.home.names("import"))
-    report = batch(doctor, "import", table, "--out", out, "--processes", 4, code=7)
+    report = batch(doctor, "import", table, "--out", out, "--acknowledge", "all", "--processes", 4, code=7)
     assert report["done"] + report["skipped"] == len(files) + 1
     assert {Path(f["name"]).name for f in report["failures"]} == {"bad.json", "missing.json"}
     records = attested(doctor, patient)

@@ -147,7 +147,7 @@ def test_an_extracted_signature_belongs_to_one_version_of_one_record(world: Worl
 
 def test_a_reader_refuses_a_record_whose_doctor_and_patient_conspire_to_use_a_label_twice(world: World):
     doctor, patient = world.doctor, world.patient
-    parts = tuple(SignedPart("m5", content) for content in (b"first", b"second"))
+    parts = tuple(SignedPart("m5", content) for content in (b'{"first":1}', b'{"second":2}'))
     signature = ces.sign(
         [encode(part) for part in parts],
         doctor.home.ces,

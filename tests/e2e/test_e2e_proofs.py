@@ -29,11 +29,13 @@ def patient(join_as: Callable[..., Session]) -> Session:
 def record(patient: Session, join_as: Callable[..., Session], sample: bytes) -> bytes:
     """A record that a researcher was granted and a janitor was denied."""
     profile = load_profile("paper")
-    record, package, _ = Doctor(join_as("doctor")).sign(sample, patient.home.sign.public, profile)
+    record, package, _ = Doctor(join_as("doctor")).sign(
+        sample, patient.home.sign.public, profile, acknowledged=("all",)
+    )
     Patient(patient).receive(package)
     access = {g.label: g.access for g in (*profile.groups, *profile.derived)}
     policies = {"private": "role:doctor", "shared": "role:doctor or role:researcher"}
-    Patient(patient).store(record, access, policies, ("research",))
+    Patient(patient).store(record, access, policies, ("research",), acknowledged=("all",))
     assert Reader(join_as("user", "role:researcher")).request(record, "sharing", "research").ok
     assert not Reader(join_as("user", "role:janitor")).request(record, "sharing", "research").ok
     return record
