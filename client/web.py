@@ -10,6 +10,8 @@ from crypto.errors import Conflict, Denied, DiptychError, Malformed, NotFound, U
 MAX_ANSWER = 8 << 20
 """Bytes of any server's answer, unless the request says otherwise in its extension `max_answer`."""
 MAX_RETRY_AFTER = 30.0
+IDLE_S = 2.0
+"""How long a connection is kept for the next request: less than servers wait before they close it."""
 _ERRORS: dict[int, type[DiptychError]] = {
     400: Malformed,
     401: Unauthentic,
@@ -70,7 +72,7 @@ def http_client(seconds: float) -> httpx2.Client:
         headers={"accept-encoding": "identity"},
         trust_env=False,
         follow_redirects=False,
-        transport=_Transport(trust_env=False),
+        transport=_Transport(trust_env=False, limits=httpx2.Limits(keepalive_expiry=IDLE_S)),
     )
 
 

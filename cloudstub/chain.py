@@ -25,6 +25,8 @@ MAX_AGE_S = 3.0
 PATIENCE_S = 3.0
 _ANSWER_S = 2.0
 _PAUSE_S = 0.1
+_IDLE_S = 2.0
+"""How long a connection is kept for the next question: less than nodes wait before they close it."""
 _MAX_KEPT = 4096
 _MAX_ANSWER = 8 * MAX_OBJECT
 
@@ -37,6 +39,12 @@ class NodeChain:
         self._members = Members(Committee(genesis), nodes)
         self._kept: dict[str, tuple[float, bytes]] = {}
         self._lock = threading.Lock()
+        self._http = httpx2.Client(
+            timeout=_ANSWER_S,
+            trust_env=False,
+            headers={"accept-encoding": "identity"},
+            limits=httpx2.Limits(keepalive_expiry=_IDLE_S),
+        )
 
     def committee(self, at_least: int) -> Committee:
         """The present members, at least those of the epoch given if there is such a one."""
@@ -77,7 +85,7 @@ class NodeChain:
         urls = [self._nodes[m.name].http for m in committee.members if m.name in self._nodes]
         pool = ThreadPoolExecutor(committee.size)
         try:
-            for asked in as_completed([pool.submit(_fetch, url + path) for url in urls]):
+            for asked in as_completed([pool.submit(self._fetch, url + path) for url in urls]):
                 answer = asked.result()
                 if answer is not None:
                     said[answer] += 1
@@ -87,20 +95,17 @@ class NodeChain:
             pool.shutdown(wait=False, cancel_futures=True)
         return None
 
-
-def _fetch(url: str) -> bytes | None:
-    """The encoded object in a node's answer, empty if it has none, None if it does not answer as it should."""
-    try:
-        with httpx2.stream(
-            "GET", url, timeout=_ANSWER_S, trust_env=False, headers={"accept-encoding": "identity"}
-        ) as response:
-            data = b""
-            for chunk in response.iter_raw():
-                data += chunk
-                if len(data) > _MAX_ANSWER:
-                    return None
-        if response.status_code == 404:
-            return b""
-        return bytes.fromhex(msgspec.json.decode(data)["encoded"]) if response.is_success else None
-    except (httpx2.HTTPError, msgspec.DecodeError, RecursionError, KeyError, TypeError, ValueError):
-        return None
+    def _fetch(self, url: str) -> bytes | None:
+        """The encoded object in a node's answer, empty if it has none, None if it does not answer as it should."""
+        try:
+            with self._http.stream("GET", url) as response:
+                data = b""
+                for chunk in response.iter_raw():
+                    data += chunk
+                    if len(data) > _MAX_ANSWER:
+                        return None
+            if response.status_code == 404:
+                return b""
+            return bytes.fromhex(msgspec.json.decode(data)["encoded"]) if response.is_success else None
+        except (httpx2.HTTPError, msgspec.DecodeError, RecursionError, KeyError, TypeError, ValueError):
+            return None
