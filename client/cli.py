@@ -40,8 +40,9 @@ from client.enrolment import Invitation
 from client.fhir import group_of, join, load_bundle, load_profile
 from client.guardians import QrKind, qr, read_share, write_sheets
 from client.home import Home
+from client.light import ProvedLog
 from client.lint_cli import Acknowledge
-from client.patient import Patient
+from client.patient import Patient, merged
 from client.reader import Reader
 from client.session import Session
 from client.stored import Terms
@@ -53,6 +54,7 @@ from crypto import ces, group, guardians
 from crypto.codec import encode
 from crypto.errors import Denied, DiptychError, Malformed
 from protocol.genesis import from_toml
+from protocol.identity import ChainKind
 
 FORK = 9
 CONVICTION = ("member", "epoch", "kind", "signed", "block", "and", "other block")
@@ -534,20 +536,51 @@ def record_renew(
 
 
 @record_app.command("log")
-def record_log(record: RecordId) -> None:
+def record_log(
+    record: RecordId,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Say too what proves that nothing is missing, and by whose word.")
+    ] = False,
+) -> None:
     """The record's log: every version, request, decision and review on both chains, and, for its patient, every download that the cloud
     has served or refused. Allowed, denied or waiting, and why.
+
+    What the chains hold is shown only if it is proved to be complete. As a file that proves it to others: `diptych proof export RECORD`.
+
+    Example: `diptych record log 3fa2… --verify`
     """
     with context.open() as session:
         patient, wanted = Patient(session), record_id(record)
+        logs = patient.proved_logs(wanted)
         entries: list[tuple[int, dict[str, Any]]] = [
-            (receipt.time_ms, {"chain": kind, **receipt_fields(receipt)})
-            for kind, receipt in patient.log(wanted)
+            (receipt.time_ms, {"chain": kind, **receipt_fields(receipt)}) for kind, receipt in merged(logs)
         ]
         entries += [(entry.time_ms, cloud_fields(entry, record)) for entry in patient.cloud_log(wanted)]
+        proofs = [_completeness(kind, log, session) for kind, log in logs] if verify else []
     rows = [row for _, row in sorted(entries, key=lambda e: e[0])]
     columns = ("time", "chain", "kind", "sender", "purpose", "decision", "reason")
-    context.show(rows, lambda c: c.print(table(rows, *columns)))
+
+    def human(console: Terminal) -> None:
+        console.print(table(rows, *columns))
+        for proof in proofs:
+            console.print(
+                f"{proof['chain']}: {proof['receipts']} receipts and no others up to height {proof['height']}, {proof['time']}, "
+                f"as signed by {', '.join(proof['signed_by'])}"
+            )
+
+    context.show({"log": rows, "complete": proofs} if verify else rows, human)
+
+
+def _completeness(kind: ChainKind, log: ProvedLog, session: Session) -> dict[str, Any]:
+    """Where the chain stood when it held just these receipts, and who has signed for that."""
+    signed, members = log.head.signed, session.chains[kind].committee.members
+    return {
+        "chain": kind,
+        "receipts": len(log.receipts),
+        "height": signed.checkpoint.height,
+        "time": time_text(signed.checkpoint.time_ms),
+        "signed_by": [members[s.signer].name for s in signed.signatures],
+    }
 
 
 @record_app.command("request")

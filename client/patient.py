@@ -13,6 +13,7 @@ import msgspec
 from client.consequences import Change, Consequences, foresee, past_readers
 from client.doctor import header_digest, open_package
 from client.fhir import PRIVATE
+from client.light import ProvedLog
 from client.session import KINDS, Session
 from client.sharing import check_sharing
 from client.stored import (
@@ -75,6 +76,12 @@ def _with_terms(
         emergency=None if terms.emergency is None else str(parse(terms.emergency)),
     )
     return msgspec.structs.replace(stored, purposes=purposes, terms=terms, tags=tuple(sorted(set(tags))))
+
+
+def merged(logs: Sequence[tuple[ChainKind, ProvedLog]]) -> list[tuple[ChainKind, Receipt]]:
+    """The receipts of several logs, oldest first."""
+    found = [(kind, receipt) for kind, log in logs for receipt in log.receipts]
+    return sorted(found, key=lambda e: (e[1].time_ms, e[1].height, e[1].position))
 
 
 class Patient:
@@ -297,15 +304,13 @@ class Patient:
                 changed.append(record)
         return changed
 
+    def proved_logs(self, record: bytes) -> list[tuple[ChainKind, ProvedLog]]:
+        """The record's log on each chain, with what proves that none of its receipts is missing."""
+        return self._session.on_chains(lambda kind: (kind, self._session.chains[kind].verified_log(record)))
+
     def log(self, record: bytes) -> list[tuple[ChainKind, Receipt]]:
         """Every receipt that concerns the record on both chains, refusals too, oldest first; proved to be complete."""
-        found = self._session.on_chains(
-            lambda kind: [(kind, r) for r in self._session.chains[kind].verified_log(record).receipts]
-        )
-        return sorted(
-            (entry for chain in found for entry in chain),
-            key=lambda e: (e[1].time_ms, e[1].height, e[1].position),
-        )
+        return merged(self.proved_logs(record))
 
     def cloud_log(self, record: bytes) -> list[CloudEntry]:
         """Every download of the record that the cloud has served or refused, oldest first; nothing for who is not its patient, or where

@@ -131,6 +131,10 @@ def test_a_record_goes_from_the_doctor_to_the_researcher_by_commands_alone(
     assert tokens_equal(own.encode(), SAMPLES[0].read_bytes())
 
     log = diptych("patient", "record", "log", record)
+    proved = diptych("patient", "record", "log", record, "--verify")
+    assert [e for e in proved["log"] if e["chain"] != "cloud"] == [e for e in log if e["chain"] != "cloud"]
+    assert sum(c["receipts"] for c in proved["complete"]) == sum(e["chain"] != "cloud" for e in log)
+    assert all(len(c["signed_by"]) == 3 for c in proved["complete"])
     assert [e["decision"] for e in log].count("denied") == 2
     seen = diptych("patient", "chain", "tx", log[0]["tx"], "--chain", log[0]["chain"])
     assert seen["record"] == record
