@@ -24,8 +24,10 @@ _rtf = re.compile(
     re.DOTALL,
 )
 _rtf_objects = ("\\pict", "\\object", "\\bin")
-_pdf_string = rb"\((?:[^()\\]|\\.)*+\)"
-_pdf_array = re.compile(rb"\[((?:" + _pdf_string + rb"|<[0-9A-Fa-f\s]*+>|[^\[\]()<>])*+)\]\s*TJ", re.DOTALL)
+_pdf_string = rb"\((?>(?:[^()\\]|\\.)*)\)"
+_pdf_array = re.compile(
+    rb"\[((?>(?:" + _pdf_string + rb"|<[0-9A-Fa-f\s]*+>|[^\[\]()<>])*))\]\s*TJ", re.DOTALL
+)
 _pdf_shown = re.compile(rb"(" + _pdf_string + rb")|<([0-9A-Fa-f\s]++)>|(-[0-9]{3,9})", re.DOTALL)
 _pdf_escape = re.compile(rb"\\([0-7]{1,3}|.)", re.DOTALL)
 

@@ -30,7 +30,8 @@ _UNIT = (
     rb"\\u(?:[0-9A-CE-Fa-ce-f]" + _HEX + rb"{3}|[Dd][0-7]" + _HEX + rb"{2}"
     rb"|[Dd][89ABab]" + _HEX + rb"{2}\\u[Dd][C-Fc-f]" + _HEX + rb"{2})"
 )  # a high surrogate only together with its low one
-_OPEN_STRING = rb'"[^"\\\x00-\x1f]*+(?:(?:\\["\\/bfnrt]|' + _UNIT + rb')[^"\\\x00-\x1f]*+)*+'
+# Atomic, not possessive: Python before 3.11.5 takes a group repeated possessively for matched that has failed in its middle.
+_OPEN_STRING = rb'"[^"\\\x00-\x1f]*+(?>(?:(?:\\["\\/bfnrt]|' + _UNIT + rb')[^"\\\x00-\x1f]*+)*)'
 _NUMBER = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?"
 _KEY, _ATOM, _OPEN, _CLOSE = 2, 3, 4, 5
 _token = re.compile(

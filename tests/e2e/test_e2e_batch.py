@@ -106,7 +106,9 @@ def test_opening_goes_on_after_kill_9_and_a_record_that_fails_stops_no_other(joi
     kill_in_the_middle(words, lambda: list(out.glob("*.json")))
     before = {p.name: p.read_bytes() for p in out.glob("*.json")}
     report = batch(reader, "open", "--list", ids, "--out", out, code=7)
-    assert (report["done"], report["skipped"]) == (len(records) - len(before), len(before))
+    # Workers notice within a moment that their parent is gone, and finish what they are at.
+    assert report["done"] + report["skipped"] == len(records)
+    assert report["skipped"] >= len(before)
     (failure,) = report["failures"]
     assert failure["name"] == nobodys.hex()
     assert "unknown-record" in failure["reason"]
