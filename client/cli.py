@@ -409,6 +409,7 @@ def record_store(
     approval: consent_cli.Approval = None,
     emergency: consent_cli.EmergencyPolicy = None,
     tag: consent_cli.Tag = None,
+    registry: consent_cli.Registry = None,
     consent: consent_cli.ConsentFile = None,
     acknowledge: Acknowledge = None,
     yes: Yes = False,
@@ -440,7 +441,7 @@ def record_store(
         base = Terms.of(rule) if rule else Terms()
         terms = consent_cli.terms_of(base, from_, until, uses, deny, approval, emergency)
         purposes = rule.purposes if rule and not purpose else purposes_of(purpose)
-        tags = consent_cli.tags_of(tag) or ()
+        tags = consent_cli.tags_of(tag, registry) or ()
         policies = DEFAULT_POLICIES | written | given
         stored = patient.store(header.record, classes, policies, purposes, terms, tags, acknowledge or ())
         show_stored(stored)

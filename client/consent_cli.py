@@ -31,6 +31,7 @@ from client.lint_cli import Acknowledge
 from client.patient import Patient
 from client.reader import Reader
 from client.stored import Terms
+from client.tags import Coding, tag_of
 from client.terminal import Terminal, time_text
 from client.web import now_ms
 from configs.files import read, write
@@ -72,9 +73,12 @@ EmergencyPolicy = Annotated[
     str | None,
     typer.Option("--emergency", help="Two people who satisfy this policy may break the glass together."),
 ]
+Registry = Annotated[
+    str | None, typer.Option(help="The registry whose researchers find the codings given with --tag.")
+]
 Tag = Annotated[
     list[str] | None,
-    typer.Option("--tag", help="64 hex digits by which anyone finds the record; repeatable."),
+    typer.Option("--tag", help="SYSTEM|CODE, by which researchers of the --registry find the record, or a tag of 64 hex digits; repeatable."),
 ]
 
 ConsentFile = Annotated[
@@ -118,11 +122,19 @@ def terms_of(
     return msgspec.structs.replace(base, **changed, deny=tuple(sorted(denied)))
 
 
-def tags_of(texts: list[str] | None) -> tuple[bytes, ...] | None:
-    """None if none were given."""
+def tags_of(texts: list[str] | None, registry: str | None) -> tuple[bytes, ...] | None:
+    """None if none were given; codings become the tags by which the registry finds them."""
     if texts is None or not texts:
         return None
-    return () if texts == [NONE] else tuple(hex_bytes(text, 32, "a tag") for text in texts)
+    return () if texts == [NONE] else tuple(_tag(text, registry) for text in texts)
+
+
+def _tag(text: str, registry: str | None) -> bytes:
+    if "|" not in text:
+        return hex_bytes(text, 32, "a tag")
+    if registry is None:
+        raise Malformed("name the registry that shall find this coding, with --registry")
+    return tag_of(registry, Coding.parse(text))
 
 
 def _moment(text: str | None) -> int | None:
@@ -163,6 +175,7 @@ def record_rule(
     approval: Approval = None,
     emergency: EmergencyPolicy = None,
     tag: Tag = None,
+    registry: Registry = None,
     consent: ConsentFile = None,
     acknowledge: Acknowledge = None,
     yes: Yes = False,
@@ -186,7 +199,7 @@ def record_rule(
         terms = terms_of(base, from_, until, uses, deny, approval, emergency, allow)
         purposes = purposes_of(purpose) if purpose else rule.purposes if rule else None
         policies = {stored.shared_class: rule.policy} if rule else None
-        tags = tags_of(tag)
+        tags = tags_of(tag, registry)
         show_stored(patient.set_terms(wanted, purposes, terms, tags, acknowledge or (), policies))
 
 

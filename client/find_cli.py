@@ -89,7 +89,8 @@ def record_codings(
 
     A tag tells whoever knows the registry's name that your record has this coding: they can try all codes. It is on chain for ever.
 
-    Example: `diptych record codings 3fa2… --registry 'Diabetes NL'`, then `diptych record rule 3fa2… --tag 9c1e…`
+    Example: `diptych record codings 3fa2…`, then
+    `diptych record rule 3fa2… --tag 'SYSTEM|CODE' --registry 'Diabetes NL'`
     """
     with context.open() as session:
         stored = Patient(session).load(record_id(record))

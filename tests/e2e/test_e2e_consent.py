@@ -147,6 +147,22 @@ def test_a_proxy_opens_everything_while_they_are_one(diptych, store, cast):
     assert diptych("patient", "proxy", "list") == []
 
 
+def test_researchers_find_a_record_by_the_coding_that_its_patient_publishes_on_purpose(diptych, store):
+    record, registry = store(), ("--registry", "Diabetes NL")
+    codings = [row["coding"] for row in diptych("patient", "record", "codings", record, *registry)]
+    published, kept = codings[0], codings[-1]
+    assert "registry" in diptych("patient", "record", "rule", record, "--tag", published, code=3)["message"]
+    diptych("patient", "record", "rule", record, "--tag", published, *registry)
+
+    def found(coding: str, *name: str) -> list[str]:
+        return [row["record"] for row in diptych("researcher", "find", *name, coding)]
+
+    assert found(published, *registry) == found(published, "--registry", "diabetes  nl") == [record]
+    assert found(kept, *registry) == found(published, "--registry", "another") == []
+    diptych("patient", "record", "rule", record, "--tag", "none")
+    assert found(published, *registry) == []
+
+
 def test_a_rule_changes_by_command_and_is_warned_of_if_nobody_satisfies_it(diptych, run, store, cast):
     record = store()
     reader = cast.researcher.home.sign.public.hex()
