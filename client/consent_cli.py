@@ -78,7 +78,10 @@ Registry = Annotated[
 ]
 Tag = Annotated[
     list[str] | None,
-    typer.Option("--tag", help="SYSTEM|CODE, by which researchers of the --registry find the record, or a tag of 64 hex digits; repeatable."),
+    typer.Option(
+        "--tag",
+        help="SYSTEM|CODE, by which researchers of the --registry find the record, or a tag of 64 hex digits; repeatable.",
+    ),
 ]
 
 ConsentFile = Annotated[

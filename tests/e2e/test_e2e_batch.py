@@ -142,7 +142,15 @@ def test_a_thousand_bundles_are_imported_and_a_thousand_records_opened(
     doctor, patient = join_as("doctor"), join_as("patient")
     reader = join_as("user", "role:researcher")
     files = many(tmp_path / "bundles", count)
-    imported = batch(doctor, "import", mapping(tmp_path, files, patient), "--out", tmp_path / "packages")
+    imported = batch(
+        doctor,
+        "import",
+        mapping(tmp_path, files, patient),
+        "--out",
+        tmp_path / "packages",
+        "--acknowledge",
+        "all",
+    )
     assert imported["done"] == count
     records = stores_all(patient, tmp_path / "packages")
     (tmp_path / "ids.txt").write_text("\n".join(r.hex() for r in records))
