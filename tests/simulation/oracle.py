@@ -152,7 +152,7 @@ class Invariants(Oracle):
         key = (epoch, cert.kind, cert.view, cert.block, cert.signers, cert.signatures)
         if key in self._true:
             return
-        signers = [i for i in range(64) if cert.signers >> i & 1]
+        signers = [i for i in range(8 * len(cert.signers)) if cert.signers[i // 8] >> i % 8 & 1]
         payload = encode((self._genesis.chain_id, epoch, cert.kind, cert.view, cert.block))
         members = self.epochs[epoch]
         good = len(signers) == len(cert.signatures) == self._quorum(epoch) and all(
