@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 LIBRARIES = ("cryptography", "libp2p", "msgspec", "pymcl", "pynacl", "starlette", "uvicorn", "zstandard")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#F0E442")
 """Those of Okabe and Ito, which people with any kind of colour vision tell apart."""
-_STYLE = {
+_STYLE: Any = {
     "axes.grid": True,
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.autolayout": True,

@@ -393,7 +393,7 @@ class _Cloud:
     async def _stream(self, head: bytes, parts: tuple[BlobRef, ...]) -> AsyncIterator[bytes]:
         yield len(head).to_bytes(4, "big") + head
         for spans in self._spans(parts):
-            yield await asyncio.to_thread(lambda now=spans: b"".join(starmap(read_chunk, now)))
+            yield await asyncio.to_thread(_joined, spans)
 
     def _spans(self, parts: tuple[BlobRef, ...]) -> Iterator[list[tuple[Path, int, int]]]:
         """The places of the parts on disk in order, at most `CHUNK` bytes at a time: small parts travel together, as a record may have
@@ -410,6 +410,10 @@ class _Cloud:
                 room -= size
         if spans:
             yield spans
+
+
+def _joined(spans: list[tuple[Path, int, int]]) -> bytes:
+    return b"".join(starmap(read_chunk, spans))
 
 
 def _parts_of(path: Path, ref: BlobRef, record: bytes, version: int) -> list[BlobRef]:
