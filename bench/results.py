@@ -12,9 +12,25 @@ from typing import Any
 import matplotlib as mpl
 from cycler import cycler
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
 
+console = Console(soft_wrap=True)
+if not console.is_terminal:
+    console.width = 170
 Row = Mapping[str, Any]
-LIBRARIES = ("cryptography", "libp2p", "msgspec", "pymcl", "pynacl", "starlette", "uvicorn", "zstandard")
+LIBRARIES = (
+    "cryptography",
+    "libp2p",
+    "msgspec",
+    "py-arkworks-bls12381",
+    "pymcl",
+    "pynacl",
+    "sd-jwt",
+    "starlette",
+    "uvicorn",
+    "zstandard",
+)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#F0E442")
 """Those of Okabe and Ito, which people with any kind of colour vision tell apart."""
 _STYLE: Any = {
@@ -29,6 +45,25 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "diptych",
 }
+
+
+def publish(out: Path, **tables: Sequence[Row]) -> None:
+    """Show tables and write them as CSV files into `out`, the conditions beside them."""
+    for name, rows in tables.items():
+        write_rows(out / f"{name}.csv", rows)
+        _show(name, rows)
+    held = conditions()
+    write_rows(out / "conditions.csv", [{"what": what, "value": value} for what, value in held.items()])
+    console.print(
+        ", ".join(f"{name} {value}" for name, value in held.items()), f"\nwritten to {out}", highlight=False
+    )
+
+
+def _show(title: str, rows: Sequence[Row]) -> None:
+    table = Table(*dict.fromkeys(name for row in rows for name in row), title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else _text(v) for v in row.values()))
+    console.print(table)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
