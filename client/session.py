@@ -1,7 +1,7 @@
 """A home connected to its network: both chains, the cloud, the authority. What every role starts from."""
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import httpx2
@@ -37,8 +37,10 @@ class Session:
             kind: ChainClient(home.chains[kind], home.network.chains[kind], progress) for kind in KINDS
         }
         self.cloud = CloudClient(home.network.cloud)
+        self._pool = ThreadPoolExecutor(len(KINDS))
 
     def close(self) -> None:
+        self._pool.shutdown()
         for chain in self.chains.values():
             chain.close()
         self.cloud.close()
@@ -51,9 +53,9 @@ class Session:
 
     def on_chains(self, act: Callable[[ChainKind], T], kinds: Iterable[ChainKind] = KINDS) -> list[T]:
         """Do the same on several chains at once; the first failure is raised after all have ended."""
-        listed = list(kinds)
-        with ThreadPoolExecutor(max(1, len(listed))) as pool:
-            return list(pool.map(act, listed))
+        asked = [self._pool.submit(act, kind) for kind in kinds]
+        wait(asked)
+        return [future.result() for future in asked]
 
     def enrol(self, text: str) -> None:
         """Have the home's keys certified with an invitation; safe to repeat after a failure."""
