@@ -124,7 +124,7 @@ def _of_transactions(folder: Path, make_tx: MakeTx) -> dict[str, float]:
     genesis, committee = cluster.genesis, cluster.committee
     raws = [make_tx(genesis, number) for number in range(BLOCK)]
     batches = [encode(tuple(raws[i : i + 100])) for i in range(0, BLOCK, 100)]
-    first = cluster.block(1, *_certify(genesis))
+    first = cluster.block(1, *certified(genesis))
     block = cluster.block(2, *raws, parent=first.header)
 
     def admit(mempool: Mempool) -> None:
@@ -178,7 +178,7 @@ def _of_transactions(folder: Path, make_tx: MakeTx) -> dict[str, float]:
     }
 
 
-def _certify(genesis: Genesis) -> tuple[bytes, ...]:
+def certified(genesis: Genesis) -> tuple[bytes, ...]:
     """Doctor and patient, known to the chain."""
     people = ((DOCTOR, "doctor"), (PATIENT, "patient"))
     credentials = [

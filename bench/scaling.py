@@ -14,27 +14,25 @@ Writes into `--out`: costs.csv, calibration.csv, finality.csv and capacity.csv, 
 
 import asyncio
 import csv
-import math
 import multiprocessing
 import os
-import platform
 import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from matplotlib.figure import Figure
+from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from bench import costs as measured
 from bench import sizing
 from bench.consensus import Diptych
 from bench.costs import MakeTx, attest_tx, refused_tx
-from protocol.block import Block
+from bench.results import Row, console, draw, publish, read_rows, write_rows
 from tests.simulation.wide import Costs, Network, WideArea, metered_signatures
 
 MATRIX = Path(__file__).parent / "data" / "azure_rtt_p95_ms.csv"
@@ -82,8 +80,6 @@ BATCH = 100
 TERM, TIMEOUT_MS, MAX_BLOCK_TXS = 64, 4000, 1000
 BUSY = 0.8
 """From this part of its time on, a processor or uplink is what holds a chain up."""
-console = Console(soft_wrap=True)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -147,6 +143,11 @@ class Job:
     count: int
     """Transactions one after another, or blocks under full load."""
 
+    @property
+    def effort(self) -> float:
+        """How long it takes, in proportion."""
+        return self.members**2 * self.count * (4 if self.is_full else 1)
+
 
 def network(place: str, members: int, seed: int, uplink: float) -> Network:
     """Members in turn in the regions of a place, from the region on that the seed says, which so leads first."""
@@ -168,11 +169,15 @@ def run_light(job: Job) -> list[Finality]:
     links = network(job.place, job.members, job.seed, job.uplink)
     rows = []
     with metered_signatures() as meter:
-        cluster = WideArea(links, job.costs, meter, seed=job.seed, term_length=TERM, base_timeout_ms=TIMEOUT_MS)
+        cluster = WideArea(
+            links, job.costs, meter, seed=job.seed, term_length=TERM, base_timeout_ms=TIMEOUT_MS
+        )
         for number in range(job.count):
             origin, raw, done = number * 7 % job.members, attest_tx(cluster.genesis, number), []
 
-            def see(host: int, txs: tuple[bytes, ...], o: int = origin, r: bytes = raw, d: list[float] = done) -> None:
+            def see(
+                host: int, txs: tuple[bytes, ...], o: int = origin, r: bytes = raw, d: list[float] = done
+            ) -> None:
                 if host == o and r in txs:
                     d.append(cluster.now)
 
@@ -348,25 +353,175 @@ def run(job: Job) -> tuple[Job, list[Finality] | list[Capacity]]:
     return job, [run_full(job)] if job.is_full else run_light(job)
 
 
-def write(path: Path, rows: Sequence[Any]) -> None:
-    """A CSV of dataclasses of one kind."""
-    with path.open("w", newline="") as file:
-        out = csv.writer(file, lineterminator="\n")
-        out.writerow([field.name for field in fields(rows[0])])
-        for row in rows:
-            values = [getattr(row, field.name) for field in fields(row)]
-            out.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values])
-
-
-def read(path: Path, kind: type[T]) -> list[T]:
-    """What `write` has written; nothing if there is no file."""
-    if not path.exists():
-        return []
-    types = {field.name: {"int": int, "float": float, "str": str}[str(field.type)] for field in fields(kind)}  # type: ignore[arg-type]
-    with path.open(newline="") as file:
-        return [kind(**{name: types[name](v) for name, v in row.items()}) for row in csv.DictReader(file)]
-
-
 def quantile(values: Iterable[float], q: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+def grouped(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in names), []).append(row)
+    return found
+
+
+def summary(finality: list[Row], capacity: list[Row]) -> list[Row]:
+    """A row for each place and number of members: medians over the seeds."""
+    rows: list[Row] = []
+    full = grouped(capacity, "place", "members")
+    for (place, members), light in sorted(grouped(finality, "place", "members").items(), key=_in_order):
+        times = [row["finality_ms"] for row in light]
+        runs = full.get((place, members), [])
+
+        def middle(name: str, runs: list[Row] = runs) -> float | None:
+            return statistics.median(row[name] for row in runs) if runs else None
+
+        rows.append(
+            {
+                "place": place,
+                "nodes": members,
+                "finality p50 ms": quantile(times, 0.5),
+                "p95 ms": quantile(times, 0.95),
+                "light alone, p50 ms": quantile((row["least_ms"] for row in light), 0.5),
+                "tx/s": middle("tx_s"),
+                "block ms": middle("block_ms"),
+                "held up by": Counter(row["bottleneck"] for row in runs).most_common(1)[0][0]
+                if runs
+                else None,
+                "processor": middle("processor"),
+                "leader's uplink": middle("leader_uplink"),
+                "messages a block": middle("messages"),
+                "kB a block": middle("kilobytes"),
+                "kB of gossip a block": middle("tx_kilobytes"),
+                "runs": len(runs),
+            }
+        )
+    return rows
+
+
+def _in_order(item: tuple[tuple[Any, ...], Any]) -> tuple[int, int]:
+    (place, members), _ = item
+    return list(PLACES).index(place), members
+
+
+def markdown(title: str, rows: Sequence[Row]) -> str:
+    names = list(rows[0])
+    lines = [f"### {title}", "", "| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    lines += ["| " + " | ".join(_shown(row[name]) for name in names) + " |" for row in rows]
+    return "\n".join([*lines, "", ""])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, str | int):
+        return f"{value:,}" if isinstance(value, int) else value
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def pictures(out: Path, rows: list[Row]) -> None:
+    """Finality and capacity over the number of nodes, a line for each place."""
+
+    def plot(figure: Figure, name: str, label: str, *, is_log: bool, least: str | None = None) -> None:
+        axes = figure.subplots()
+        for place in PLACES:
+            mine = [row for row in rows if row["place"] == place and row[name] is not None]
+            (line,) = axes.plot([r["nodes"] for r in mine], [r[name] for r in mine], marker="o", label=place)
+            if least:
+                axes.plot([r["nodes"] for r in mine], [r[least] for r in mine], ":", color=line.get_color())
+        axes.set(xlabel="nodes of a chain", ylabel=label, xscale="log", xticks=SIZES, xticklabels=SIZES)
+        axes.minorticks_off()
+        if is_log:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        axes.legend()
+
+    draw(
+        out / "finality",
+        lambda figure: plot(
+            figure,
+            "finality p50 ms",
+            "ms to finality, median (dotted: light alone)",
+            is_log=True,
+            least="light alone, p50 ms",
+        ),
+    )
+    draw(
+        out / "capacity",
+        lambda figure: plot(figure, "tx/s", "transactions a second, full load", is_log=False),
+    )
+    draw(
+        out / "bytes",
+        lambda figure: plot(figure, "kB a block", "kB of consensus messages a block", is_log=True),
+    )
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="Three sizes, one seed.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what an interrupted run has found.")] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each case.")] = None,
+    uplink_mbit: Annotated[float, typer.Option(min=1, help="Of each node, Mbit/s.")] = 1000.0,
+    out: Annotated[Path, typer.Option(help="The folder for the results.")] = Path("bench/results/scaling"),
+) -> None:
+    """Simulate chains of 4 to 100 nodes on wide-area links, and size a city, a country and a continent."""
+    out.mkdir(parents=True, exist_ok=True)
+    seeds = seeds or (1 if quick else 3)
+    if resume and (out / "costs.csv").exists() and (out / "calibration.csv").exists():
+        costs = Costs(**{row["cost"]: row["charged_us"] / 1e6 for row in read_rows(out / "costs.csv")})
+        calibration = read_rows(out / "calibration.csv")
+    else:
+        for name in ("finality.csv", "capacity.csv"):
+            (out / name).unlink(missing_ok=True)
+        console.print("measuring what work costs here, and four real nodes …")
+        factor, compared = calibrate(measured.measure(refused_tx), 2 if quick else 8)
+        bare = measured.measure(attest_tx)
+        costs = bare.times(factor)
+        rows = [
+            {"cost": name, "measured_us": 1e6 * seconds, "charged_us": 1e6 * getattr(costs, name)}
+            for name, seconds in asdict(bare).items()
+        ]
+        write_rows(out / "costs.csv", rows)
+        calibration = [asdict(row) for row in compared]
+        write_rows(out / "calibration.csv", calibration)
+    finality, capacity = _simulate(jobs(costs, uplink_mbit * 1e6, seeds, quick=quick), out)
+    rows = summary(finality, capacity)
+    pictures(out, rows)
+    carried = {(row["place"], row["nodes"]): row["tx/s"] for row in rows}
+    tables = {
+        "calibration": calibration,
+        "summary": rows,
+        "assumptions": sizing.assumptions(),
+        "ceremony": sizing.ceremony(),
+        "sizing": sizing.table(carried, sizing.measure()),
+    }
+    publish(out, **tables)
+    (out / "scaling.md").write_text("".join(markdown(title, found) for title, found in tables.items()))
+
+
+def _simulate(wanted: list[Job], out: Path) -> tuple[list[Row], list[Row]]:
+    """Carry the jobs out on all processors, but for those whose rows are there; every row is on the disk as soon as it is known."""
+    tables: dict[bool, list[Row]] = {}
+    paths = {False: out / "finality.csv", True: out / "capacity.csv"}
+    for is_full, path in paths.items():
+        tables[is_full] = list(read_rows(path)) if path.exists() else []
+    there = {
+        (is_full, row["place"], row["members"], row["seed"])
+        for is_full, rows in tables.items()
+        for row in rows
+    }
+    left = [job for job in wanted if (job.is_full, job.place, job.members, job.seed) not in there]
+    console.print(f"{len(wanted)} simulated runs, {len(wanted) - len(left)} of them done before")
+    total = sum(job.effort for job in left)
+    columns = (BarColumn(), "{task.percentage:3.0f} %", TimeElapsedColumn(), "left", TimeRemainingColumn())
+    with multiprocessing.Pool(os.cpu_count()) as pool, Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=total)
+        for job, rows in pool.imap_unordered(run, left):
+            tables[job.is_full] += [asdict(row) for row in rows]
+            write_rows(paths[job.is_full], tables[job.is_full])
+            progress.advance(task, job.effort)
+    return tables[False], tables[True]
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -10,7 +10,7 @@ For high loads a transaction may stand for `weight` of its kind, in bytes, in pr
 import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -201,7 +201,9 @@ class WideArea(Cluster):
         self.run_effects(host)
         executed, self._executed = self._executed, []
         for txs in executed:
-            self._pay(host, "transactions", len(txs) * self.weight * self.costs.tx_execute + self.costs.commit)
+            self._pay(
+                host, "transactions", len(txs) * self.weight * self.costs.tx_execute + self.costs.commit
+            )
         end = self._began + self._spent
         self._free[host] = end
         if self._cores:
@@ -238,10 +240,8 @@ class WideArea(Cluster):
         self._pay(host, "links", costs.frame + sum(map(len, raws)) * self.weight * costs.byte)
         for raw in raws:
             before, had = self.meter["tx"], len(core.mempool)
-            try:
+            with suppress(DiptychError):  # final meanwhile
                 core.mempool.add(raw, self.wall(host))
-            except DiptychError:
-                pass  # final meanwhile
             checks = self.meter["tx"] - before
             each = checks * costs.verify + (costs.tx_admit if checks else costs.tx_again)
             self._pay(host, "transactions", self.weight * each)
@@ -285,7 +285,11 @@ class WideArea(Cluster):
         assert not isinstance(message, bytes)
         if self._encoded[0] is not message:
             data = encode(message)
-            self._encoded = (message, decode_message(data), len(data) + (self.weight - 1) * _tx_bytes(message))
+            self._encoded = (
+                message,
+                decode_message(data),
+                len(data) + (self.weight - 1) * _tx_bytes(message),
+            )
             core = self.cores[src]
             assert core is not None
             self.oracle.sends(src, core, message)
