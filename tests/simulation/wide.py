@@ -1,7 +1,7 @@
 """A cluster on a wide-area network: the core of `tests.simulation.cluster`, unchanged, on hosts with a processor and an uplink each.
 
 What a host does takes virtual time (`Costs`), and a host works at one thing at a time, in steps as the daemon does (`node.daemon`): all
-that has come goes into one step, the journal is written, then the sends leave one after another over the uplink. Links keep no order and lose nothing; there are no TCP windows.
+that has come goes into one step, the journal is written, then the sends leave over the uplink, votes before blocks and blocks before gossip. Links keep no order and lose nothing; there are no TCP windows.
 Signatures are verified once in the process and charged to every host that verifies them, so that results are those of real ones.
 
 For high loads a transaction may stand for `weight` of its kind, in bytes, in processor time and in the count of a block.
@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import crypto.sign
@@ -19,6 +20,7 @@ import protocol.block
 from crypto.codec import encode
 from crypto.errors import DiptychError
 from node.daemon import GOSSIP_DELAY, REGOSSIP_COUNT, REGOSSIP_PERIOD
+from node.net import MAX_BODY, Chan
 from protocol.block import Body, Chain, Message, Proposal, decode_message
 from protocol.core import Core, Effect, EpochEnded, Finalized, Halted, SaveBlock, SaveVote, Send, ServeChain
 from protocol.quorum import quorum
@@ -72,16 +74,27 @@ class Network:
     uplink: float
     cores: int | None = None
 
+    @cached_property
+    def _fastest(self) -> list[list[float]]:
+        """Latencies by the fastest way: what one host knows may reach another over a third."""
+        found = [list(row) for row in self.latency]
+        for by, onwards in enumerate(found):
+            for row in found:
+                there = row[by]
+                row[:] = [min(direct, there + onward) for direct, onward in zip(row, onwards, strict=True)]
+        return found
+
     def least_finality(self, leader: int, origin: int) -> float:
         """Seconds before which a transaction handed to `origin` cannot be known there to be final while `leader` leads, whatever the
         processors: it reaches the leader, a quorum notarizes, a quorum finalizes."""
         hosts = range(len(self.latency))
         enough = quorum(len(self.latency), "bft") - 1
-        sent = self.latency[origin][leader]
-        voted = [sent + self.latency[leader][h] for h in hosts]
+        fastest = self._fastest
+        sent = fastest[origin][leader]
+        voted = [sent + fastest[leader][h] for h in hosts]
 
         def quorum_at(host: int, times: Sequence[float]) -> float:
-            return sorted(times[h] + self.latency[h][host] for h in hosts)[enough]
+            return sorted(times[h] + fastest[h][host] for h in hosts)[enough]
 
         notarized = [quorum_at(host, voted) for host in hosts]
         return quorum_at(origin, notarized)
@@ -134,7 +147,9 @@ class WideArea(Cluster):
         self.bytes: Counter[str] = Counter()
         self._inbox: list[deque[_Frame | _Txs | None]] = [deque() for _ in range(n)]
         self._is_awake = [False] * n
-        self._free, self._uplink_free = [0.0] * n, [0.0] * n
+        self._free = [0.0] * n
+        self._uplink_free = [[0.0] * len(Chan) for _ in range(n)]
+        """When the uplink of a host has sent what it has of a channel and of more urgent ones."""
         self._cores = [0.0] * (network.cores or 0)
         self._spent = self._began = 0.0
         self._is_written = self._has_vote = False
@@ -298,17 +313,19 @@ class WideArea(Cluster):
         self._post(src, member, type(message).__name__, size, _Frame(src, decoded, size))
 
     def _post(self, src: int, dst: int, kind: str, size: int, item: _Frame | _Txs) -> None:
-        """Put a frame on the wire: when the processor has come to it, and the uplink to its end."""
+        """Put a frame on the wire: when the processor has come to it, and the uplink through what is as urgent."""
         self._pay(src, "links", self.costs.frame + size * self.costs.byte)
         seconds = size * 8 / self.network.uplink
         self.uplink_busy[src] += seconds
-        sent = max(self._began + self._spent, self._uplink_free[src]) + seconds
-        self._uplink_free[src] = sent
+        free, chan = self._uplink_free[src], _channel(kind, size)
+        began = max(self._began + self._spent, free[chan])
+        for other in range(chan, len(free)):
+            free[other] = max(free[other], began) + seconds
         self.messages[kind] += 1
         self.bytes[kind] += size
         if not self.cut(src, dst):
             latency = self.network.latency[src][dst] * (1 + JITTER * self.random.random())
-            self.at(sent + latency, lambda: self._put(dst, item))
+            self.at(began + seconds + latency, lambda: self._put(dst, item))
 
     def _spread(self, host: int) -> None:
         raws, self._outbox[host] = tuple(self._outbox[host]), []
@@ -332,6 +349,16 @@ class WideArea(Cluster):
         self._free[host] = max(self._free[host], self.now + self._spent)
         ids = {e.id for e in oldest}
         self.at(self.now + REGOSSIP_PERIOD, lambda: self._regossip(host, ids))
+
+
+def _channel(kind: str, size: int) -> Chan:
+    """As the daemon chooses it."""
+    if kind == "transactions":
+        return Chan.TX
+    if kind == Proposal.__name__:
+        return Chan.PROPOSAL
+    is_small = kind not in (Body.__name__, Chain.__name__) and size <= MAX_BODY[Chan.VOTE]
+    return Chan.VOTE if is_small else Chan.SYNC
 
 
 def _tx_bytes(message: Message) -> int:
