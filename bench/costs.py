@@ -24,7 +24,7 @@ from node.store import Store
 from protocol.block import Votes, decode_message
 from protocol.core import Core, Restored, SaveBlock, SaveVote, Send, anchor_tip
 from protocol.genesis import Genesis
-from protocol.identity import Credential, SignedCredential
+from protocol.identity import Credential, Role, SignedCredential
 from protocol.mempool import Mempool
 from protocol.tx import Attest, Certify, Publish, Rule, Tx, decode_tx
 from tests.simulation.cluster import WALL0, Cluster
@@ -180,7 +180,7 @@ def _of_transactions(folder: Path, make_tx: MakeTx) -> dict[str, float]:
 
 def certified(genesis: Genesis) -> tuple[bytes, ...]:
     """Doctor and patient, known to the chain."""
-    people = ((DOCTOR, "doctor"), (PATIENT, "patient"))
+    people: tuple[tuple[SigningKey, Role], ...] = ((DOCTOR, "doctor"), (PATIENT, "patient"))
     credentials = [
         Credential(key.public, role, (f"role:{role}",), bytes(32), None, WALL0, EXPIRES_MS + 10**6)
         for key, role in people

@@ -174,24 +174,12 @@ def run_light(job: Job) -> list[Finality]:
             links, job.costs, meter, seed=job.seed, term_length=TERM, base_timeout_ms=TIMEOUT_MS
         )
         for number in range(job.count):
-            origin, raw, done = number * 7 % job.members, attest_tx(cluster.genesis, number), []
-
-            def see(
-                host: int, txs: tuple[bytes, ...], o: int = origin, r: bytes = raw, d: list[float] = done
-            ) -> None:
-                if host == o and r in txs:
-                    d.append(cluster.now)
-
-            cluster.on_executed = see
-            began = cluster.now
-            cluster.send_in(origin, [raw])
-            cluster.run_until(lambda d=done: bool(d))  # type: ignore[misc]
+            origin = number * 7 % job.members
+            took = cluster.time_to_final(origin, attest_tx(cluster.genesis, number))
             core = cluster.cores[0]
             assert core is not None
             least = links.least_finality(core.committee.leader(core.tip.view), origin)
-            rows.append(
-                Finality(job.place, job.members, job.seed, origin, 1e3 * (done[0] - began), 1e3 * least)
-            )
+            rows.append(Finality(job.place, job.members, job.seed, origin, 1e3 * took, 1e3 * least))
         cluster.check_prefixes()
     return rows
 
@@ -470,6 +458,7 @@ def main(
     """Simulate chains of 4 to 100 nodes on wide-area links, and size a city, a country and a continent."""
     out.mkdir(parents=True, exist_ok=True)
     seeds = seeds or (1 if quick else 3)
+    calibration: Sequence[Row]
     if resume and (out / "costs.csv").exists() and (out / "calibration.csv").exists():
         costs = Costs(**{row["cost"]: row["charged_us"] / 1e6 for row in read_rows(out / "costs.csv")})
         calibration = read_rows(out / "calibration.csv")
@@ -480,18 +469,18 @@ def main(
         factor, compared = calibrate(measured.measure(refused_tx), 2 if quick else 8)
         bare = measured.measure(attest_tx)
         costs = bare.times(factor)
-        rows = [
+        charged: list[Row] = [
             {"cost": name, "measured_us": 1e6 * seconds, "charged_us": 1e6 * getattr(costs, name)}
             for name, seconds in asdict(bare).items()
         ]
-        write_rows(out / "costs.csv", rows)
+        write_rows(out / "costs.csv", charged)
         calibration = [asdict(row) for row in compared]
         write_rows(out / "calibration.csv", calibration)
     finality, capacity = _simulate(jobs(costs, uplink_mbit * 1e6, seeds, quick=quick), out)
     rows = summary(finality, capacity)
     pictures(out, rows)
     carried = {(row["place"], row["nodes"]): row["tx/s"] for row in rows}
-    tables = {
+    tables: dict[str, Sequence[Row]] = {
         "calibration": calibration,
         "summary": rows,
         "assumptions": sizing.assumptions(),

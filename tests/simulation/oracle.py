@@ -45,7 +45,7 @@ class Invariants(Oracle):
         self._sent: dict[int, set[tuple[int, int, str]]] = {}
         self._place: dict[int, tuple[int, int, int]] = {}
         self._bodies: dict[bytes, set[int]] = {}
-        self._true: set[tuple[int, str, int, bytes | None, int, tuple[bytes, ...]]] = set()
+        self._true: set[tuple[int, str, int, bytes | None, bytes, tuple[bytes, ...]]] = set()
 
     def starts(self, host: int, core: Core, restored: Restored) -> None:
         if self._is_liar(host):

@@ -57,11 +57,7 @@ def first_finality(links: Network) -> float:
     """Seconds from the last host's taking a transaction to its knowing it final, on hosts that take no time."""
     with metered_signatures() as meter:
         cluster = WideArea(links, FREE, meter, base_timeout_ms=60_000)
-        origin, done = len(links.latency) - 1, []
-        cluster.on_executed = lambda host, txs: done.append(cluster.now) if host == origin else None
-        cluster.send_in(origin, [attest_tx(cluster.genesis, 1)])
-        cluster.run_until(lambda: bool(done))
-    return done[0]
+        return cluster.time_to_final(len(links.latency) - 1, attest_tx(cluster.genesis, 1))
 
 
 ROWS = st.integers(4, 8).flatmap(

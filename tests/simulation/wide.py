@@ -166,6 +166,19 @@ class WideArea(Cluster):
         """A client near `host` hands it transactions."""
         self._put(host, _Txs(None, tuple(raws)))
 
+    def time_to_final(self, host: int, raw: bytes) -> float:
+        """Hand a transaction to `host` and run until it has executed it: the seconds that took."""
+        began, done = self.now, []
+
+        def see(where: int, txs: tuple[bytes, ...]) -> None:
+            if where == host and raw in txs:
+                done.append(self.now)
+
+        self.on_executed = see
+        self.send_in(host, [raw])
+        self.run_until(lambda: bool(done))
+        return done[0] - began
+
     # --- steps of a host ---------------------------------------------------------------------------------------------------
 
     def _put(self, host: int, item: _Frame | _Txs | None) -> None:
