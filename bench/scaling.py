@@ -332,7 +332,7 @@ def jobs(costs: Costs, uplink: float, seeds: int, *, quick: bool) -> list[Job]:
     """The longest first, so that both processors end together."""
     found = []
     for members in QUICK_SIZES if quick else SIZES:
-        light, blocks = (12, 24) if members < 40 else (6, 8)
+        light, blocks = (12, 24) if members < 40 else (6, 6)
         for place in PLACES:
             found += [Job(place, members, seed, False, uplink, costs, light) for seed in range(seeds)]
             found += [Job(place, members, seed, True, uplink, costs, blocks) for seed in range(seeds)]
@@ -457,7 +457,7 @@ def main(
 ) -> None:
     """Simulate chains of 4 to 100 nodes on wide-area links, and size a city, a country and a continent."""
     out.mkdir(parents=True, exist_ok=True)
-    seeds = seeds or (1 if quick else 3)
+    seeds = seeds or (1 if quick else 2)
     calibration: Sequence[Row]
     if resume and (out / "costs.csv").exists() and (out / "calibration.csv").exists():
         costs = Costs(**{row["cost"]: row["charged_us"] / 1e6 for row in read_rows(out / "costs.csv")})

@@ -6,6 +6,7 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.costs import attest_tx, certified, least
 from bench.results import Row
@@ -53,7 +54,7 @@ ASSUMPTIONS = {
         0.05, "of the records", "ours: that carry a scan or a picture; imaging stays in its archive"
     ),
     "attachment": Assumption(2_000_000, "bytes", "ours: of such a record"),
-    "requests": Assumption(3, "a record", "ours: in its life, half of them for what is shared"),
+    "requests": Assumption(3, "a record", "ours: in its life, half of them on each chain"),
     "peak": Assumption(
         4, "times the mean", "ours: 250 working days of 10 hours, with some unevenness within"
     ),
@@ -152,7 +153,7 @@ def table(capacities: dict[tuple[str, int], float], measured: Measured) -> list[
 
 def _region(
     people: int, place: str, wanted: int, capacities: dict[tuple[str, int], float], measured: Measured
-) -> dict[str, float]:
+) -> dict[str, Any]:
     value = {name: assumption.value for name, assumption in ASSUMPTIONS.items()}
     members = min((n for p, n in capacities if p == place), key=lambda n: abs(n - wanted))
     year = people * value["records"]
@@ -184,6 +185,10 @@ def _region(
         "pairs of chains for the index releases": by["index releases"],
         "pairs of chains for the state over the horizon": by["state"],
         "pairs of chains": pairs,
+        "most of them for the": max(by, key=lambda name: by[name]),
+        "busy part of a node's processor, peak": HEADROOM
+        * (by["transactions"] + by["index releases"])
+        / pairs,
         "nodes in all": 2 * pairs * members,
         "years until the state of one pair is full": most_keys / keys,
         "TB a node and year": disk / pairs / 1e12,

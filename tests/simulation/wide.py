@@ -102,13 +102,13 @@ class Network:
 
 @contextmanager
 def metered_signatures() -> Iterator[Counter[str]]:
-    """As `cheap_signatures`, counting the checks asked for by domain."""
+    """As `cheap_signatures`, counting the checks asked for: those of a "tx" and of what is "said" by members."""
     meter: Counter[str] = Counter()
     with cheap_signatures():
         cached = crypto.sign.is_valid
 
         def counted(public: bytes, domain: str, payload: bytes, signature: bytes) -> bool:
-            meter[domain] += 1
+            meter["tx" if domain == "tx" else "said"] += 1
             return cached(public, domain, payload, signature)
 
         crypto.sign.is_valid = protocol.block.is_valid = counted
@@ -251,15 +251,13 @@ class WideArea(Cluster):
         raise NotImplementedError("frames come by `_put`")
 
     def _take(self, host: int, core: Core, src: int, message: Message, size: int) -> None:
-        costs, before = self.costs, self.meter.copy()
+        costs, said, txs = self.costs, self.meter["said"], self.meter["tx"]
         self._digest.update(b"%d %d %.9f" % (src, host, self.now))
         self._pay(host, "links", costs.frame + size * costs.byte)
         self._pay(host, "votes", costs.message + len(self.work) * costs.message_member)
         core.receive(src, message, self.now, self.wall(host))
-        checked = self.meter["tx"] - before["tx"]
-        others = self.meter.total() - before.total() - checked
-        self._pay(host, "votes", others * costs.verify)
-        self._pay(host, "transactions", checked * self.weight * costs.verify)
+        self._pay(host, "votes", (self.meter["said"] - said) * costs.verify)
+        self._pay(host, "transactions", (self.meter["tx"] - txs) * self.weight * costs.verify)
         if isinstance(message, Proposal):
             self._pay(host, "transactions", len(message.block.txs) * self.weight * costs.tx_follow)
 
