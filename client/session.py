@@ -1,5 +1,6 @@
 """A home connected to its network: both chains, the cloud, the authority. What every role starts from."""
 
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -28,6 +29,10 @@ def quiet(_: str) -> None:
     """Progress that nobody watches."""
 
 
+REPORT_S = 5.0
+"""How often work that goes on tells how far it is."""
+
+
 class Session:
     """Use as a context manager, or call `close`."""
 
@@ -36,7 +41,7 @@ class Session:
         self.chains = {
             kind: ChainClient(home.chains[kind], home.network.chains[kind], progress) for kind in KINDS
         }
-        self.cloud = CloudClient(home.network.cloud)
+        self.cloud = CloudClient(home.network.cloud, home.path)
 
     def close(self) -> None:
         for chain in self.chains.values():
@@ -48,6 +53,19 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def meter(self, what: str, size: int | None = None) -> Callable[[int], None]:
+        """To be called with each number of bytes done, of `size` in all if that is known; now and then says how far that is."""
+        done, told = 0, time.monotonic()
+
+        def count(more: int) -> None:
+            nonlocal done, told
+            done += more
+            if (now := time.monotonic()) > told + REPORT_S:
+                told = now
+                self.progress(f"{what}: {done >> 20:,}" + (f" of {size >> 20:,}" if size else "") + " MiB")
+
+        return count
 
     def on_chains(self, act: Callable[[ChainKind], T], kinds: Iterable[ChainKind] = KINDS) -> list[T]:
         """Do the same on several chains at once; the first failure is raised after all have ended."""

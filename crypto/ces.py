@@ -270,9 +270,7 @@ def verify_full(signature: FullSignature, commitments: Sequence[bytes], suite: s
     header = signature.header
     _check_header(header)
     _check_counts(signature, commitments)
-    _check_signed(
-        header, _root(header, dict(enumerate(commitments))), signature.signature, (suite, public)
-    )
+    _check_signed(header, _root(header, dict(enumerate(commitments))), signature.signature, (suite, public))
 
 
 def verify(extract: Extract, parts: Opened, suite_key: tuple[str, bytes]) -> None:

@@ -557,7 +557,9 @@ def test_an_extract_cut_by_hand_against_the_rules_is_denied_by_its_verifier() ->
         signed = signed_with(ceas.together(part_set([2, 3])), form=form)
         free = msgspec.structs.replace(signed.full.header, rules=())
         lenient = msgspec.structs.replace(signed.full, header=free)
-        forced = msgspec.structs.replace(lenient.extract(lenient.commitments(MESSAGES), [2]), header=signed.full.header)
+        forced = msgspec.structs.replace(
+            lenient.extract(lenient.commitments(MESSAGES), [2]), header=signed.full.header
+        )
         with pytest.raises(Denied, match="rule 1 "):
             ces.verify(forced, signed.parts([2]), signed.key)
 
@@ -623,7 +625,9 @@ def test_every_allowed_selection_verifies_and_every_other_is_refused_by_who_extr
         free = msgspec.structs.replace(
             signed.full, header=msgspec.structs.replace(signed.full.header, rules=())
         )
-        forced = msgspec.structs.replace(free.extract(free.commitments(messages), keep), header=signed.full.header)
+        forced = msgspec.structs.replace(
+            free.extract(free.commitments(messages), keep), header=signed.full.header
+        )
         with pytest.raises(Denied):
             ces.verify(forced, signed.parts(keep), signed.key)
         return

@@ -106,7 +106,9 @@ def answer(
     extracts: list[dict[str, Any]] = []
     for keep in map(list, selections):
         try:
-            extracts.append({"keep": keep, "extract": encode(full.extract(full.commitments(messages), keep)).hex()})
+            extracts.append(
+                {"keep": keep, "extract": encode(full.extract(full.commitments(messages), keep)).hex()}
+            )
         except Denied:
             extracts.append({"keep": keep, "extract": None})
     secret = {"p": hex(key.p), "q": hex(key.q)} if suite == ces.RSA_PSS else {"seed": key._key.seed.hex()}
