@@ -5,7 +5,7 @@ what was disclosed. Every step starts and ends with what travels: ours encodes a
 parses. Overhead is all that travels besides the disclosed parts themselves: for ours the encoded extract and the tags of the
 disclosed parts. Disclosed parts are spread evenly, which makes an opening in a tree as large as it gets.
 
-    python -m bench.ces
+    python -m bench.crypto --only ces
 """
 
 import os
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from bench.lines import Line, Peer, Sample, machine, measure, show
+from bench.lines import Line, Peer, Sample, measure
 from crypto import ces
 from crypto.codec import encode
 from crypto.commitvector import Form
@@ -137,8 +137,3 @@ def _peer(algorithm: str, messages: list[bytes], keep: list[int]) -> Steps:
     opened = verify()
     assert {name for name in opened if name.startswith("m")} == wanted.keys()
     return Steps(sign, extract, verify, len(shown) - sum(len(messages[i]) for i in keep))
-
-
-if __name__ == "__main__":
-    show("Content extraction signatures", lines())
-    print(machine("cryptography", "pynacl", "msgspec", "sd-jwt", "jwcrypto"))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import httpx2
@@ -23,14 +23,12 @@ Progress = Callable[[str], None]
 """Called with a short sentence before each step of long work."""
 
 KINDS: tuple[ChainKind, ChainKind] = ("storage", "sharing")
+REPORT_S = 5.0
+"""How often long work tells how far it is."""
 
 
 def quiet(_: str) -> None:
     """Progress that nobody watches."""
-
-
-REPORT_S = 5.0
-"""How often work that goes on tells how far it is."""
 
 
 class Session:
@@ -42,8 +40,10 @@ class Session:
             kind: ChainClient(home.chains[kind], home.network.chains[kind], progress) for kind in KINDS
         }
         self.cloud = CloudClient(home.network.cloud, home.path)
+        self._pool = ThreadPoolExecutor(len(KINDS))
 
     def close(self) -> None:
+        self._pool.shutdown()
         for chain in self.chains.values():
             chain.close()
         self.cloud.close()
@@ -69,9 +69,9 @@ class Session:
 
     def on_chains(self, act: Callable[[ChainKind], T], kinds: Iterable[ChainKind] = KINDS) -> list[T]:
         """Do the same on several chains at once; the first failure is raised after all have ended."""
-        listed = list(kinds)
-        with ThreadPoolExecutor(max(1, len(listed))) as pool:
-            return list(pool.map(act, listed))
+        asked = [self._pool.submit(act, kind) for kind in kinds]
+        wait(asked)
+        return [future.result() for future in asked]
 
     def enrol(self, text: str) -> None:
         """Have the home's keys certified with an invitation; safe to repeat after a failure."""
