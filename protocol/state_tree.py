@@ -8,6 +8,7 @@ whole, it shows absence as well as presence.
 Whoever wants a bucket large must find keys for it, 65,536 hashes for each, and pay a transaction for each.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Annotated
@@ -47,13 +48,13 @@ def bucket_of(hashed_key: bytes) -> int:
 
 def changed(bucket: bytes, changes: Mapping[bytes, bytes | None]) -> bytes:
     """The bucket after these changes: from the hash of a key to that of its value, None for a key that goes."""
-    pairs = {bucket[at : at + _HASH]: bucket[at + _HASH : at + PAIR] for at in range(0, len(bucket), PAIR)}
     for hashed_key, hashed_value in changes.items():
-        if hashed_value is None:
-            pairs.pop(hashed_key, None)
-        else:
-            pairs[hashed_key] = hashed_value
-    return b"".join(key + pairs[key] for key in sorted(pairs))
+        at = bisect_left(range(len(bucket) // PAIR), hashed_key, key=lambda i: bucket[PAIR * i : PAIR * i + _HASH])  # noqa: B023
+        at *= PAIR
+        after = at + PAIR if bucket[at : at + _HASH] == hashed_key else at
+        pair = b"" if hashed_value is None else hashed_key + hashed_value
+        bucket = bucket[:at] + pair + bucket[after:]
+    return bucket
 
 
 def _node(children: bytes) -> bytes:
