@@ -7,9 +7,13 @@ holds follows from a seed and a transaction's number, so that a build goes on wh
 import multiprocessing
 import random
 import shutil
+import tomllib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +27,7 @@ from crypto.codec import encode
 from crypto.dkg import HolderKey
 from crypto.group import G1
 from crypto.sign import SigningKey
-from node.devnet import make
+from node.devnet import free_ports, make
 from node.index_key import Holder
 from node.ledger import Ledger
 from node.store import Store
@@ -203,8 +207,8 @@ def _begin(writer: Writer) -> None:
     _writer = writer
 
 
-def _write(number: int) -> tuple[bytes, ...]:
-    return _writer.block(number)
+def _write(numbers: Sequence[int]) -> list[tuple[tuple[bytes, ...], int]]:
+    return [(_writer.block(number), _writer.time_ms(number)) for number in numbers]
 
 
 class Chain:
@@ -283,16 +287,25 @@ class Chain:
 
     def grow(self, blocks: int, processes: int, on_block: Callable[[int], None]) -> None:
         """Until it has so many of the writer's blocks; `on_block` is told how many have come."""
-        missing, writer = range(self.blocks, blocks), self.writer
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(processes, _begin, (writer,)) as pool:
-            written: list[tuple[tuple[bytes, ...], int]] = []
-            for number, txs in zip(missing, pool.imap(_write, missing, chunksize=4), strict=True):
-                written.append((txs, writer.time_ms(number)))
-                if len(written) == WRITE or number == missing[-1]:
-                    self._append(written)
-                    on_block(len(written))
-                    written = []
+        writer, context = self.writer, multiprocessing.get_context("spawn")
+        starts = range(self.blocks, blocks, WRITE)
+        batches = iter(range(start, min(start + WRITE, blocks)) for start in starts)
+        with ProcessPoolExecutor(processes, context, _begin, (writer,)) as pool:
+            ahead = deque(pool.submit(_write, batch) for batch in islice(batches, processes + 1))
+            while ahead:
+                written = ahead.popleft().result()
+                ahead.extend(pool.submit(_write, batch) for batch in islice(batches, 1))
+                self._append(written)
+                on_block(len(written))
+
+
+def _move(folder: Path) -> None:
+    """Give the storage node of a copied network ports of its own."""
+    config, network = folder / MEMBER / "config.toml", folder / "network.toml"
+    told = tomllib.loads(config.read_text())
+    for old, new in zip((told["p2p_port"], told["http_port"]), free_ports(2), strict=True):
+        for file in (config, network):
+            write(file, file.read_bytes().replace(b"%d" % old, b"%d" % new), replace=True)
 
 
 def build(folder: Path, size: int, seed: int, processes: int, on_block: Callable[[int], None]) -> Path:
@@ -305,6 +318,7 @@ def build(folder: Path, size: int, seed: int, processes: int, on_block: Callable
         shutil.rmtree(part, ignore_errors=True)
         if shorter:
             shutil.copytree(folder / str(max(shorter)), part)
+            _move(part)
         else:
             make_network(part, 1, now_ms() - 365 * 86_400_000)
         part.rename(where)
