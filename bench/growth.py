@@ -38,7 +38,6 @@ from typing import Annotated, Any, NamedTuple
 
 import httpx2
 import typer
-
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
