@@ -45,6 +45,8 @@ CREATE TABLE IF NOT EXISTS hashes (height INTEGER PRIMARY KEY, buckets BLOB NOT 
 CREATE TABLE IF NOT EXISTS changed (height INTEGER PRIMARY KEY, buckets BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS executed (height INTEGER PRIMARY KEY, root BLOB NOT NULL, state BLOB NOT NULL);
 """
+KEPT_TABLES = ("hashes", "changed")
+"""By which a start finds the tree again; without them it reads all buckets."""
 
 MAX_KEY = 128
 """More bytes than a key of the state has."""

@@ -56,6 +56,13 @@ def changed(bucket: bytes, changes: Mapping[bytes, bytes | None]) -> bytes:
     return bucket
 
 
+def value_in(bucket: bytes, hashed_key: bytes) -> bytes | None:
+    """The hash of the value that the key with this hash has in a bucket; None if the key is not in it."""
+    at = _place(bucket, hashed_key)
+    is_there = bucket[at : at + _HASH] == hashed_key
+    return bucket[at + _HASH : at + PAIR] if is_there else None
+
+
 def _place(bucket: bytes, hashed_key: bytes) -> int:
     """Where in the bucket the pair of this key stands, or would."""
     pairs = range(0, len(bucket), PAIR)
