@@ -200,6 +200,10 @@ class Reader:
         session = self._session
         if index.record != record:
             raise Unauthentic("the index entry is for another record")
+        chain = next((c for c in session.chains.values() if c.genesis.chain_id == index.chain_id), None)
+        if chain is None:
+            raise Unauthentic("the index entry is for another chain than those of this network")
+        standing = session.aside(lambda: chain.verified_record(record))
         session.progress("fetching keys and signatures from the cloud")
         head, envelopes, _ = session.cloud.fetch(index, ticket, self._home.sign)
         view = head.view
@@ -207,9 +211,8 @@ class Reader:
             raise Unauthentic(
                 "the cloud's view is not the one that stands on chain: it may be an old version"
             )
-        chain = next((c for c in session.chains.values() if c.genesis.chain_id == view.chain_id), None)
-        stands = chain.verified_record(record) if chain else None
-        if stands is None or (stands.version, stands.commit) != (view.version, view.commit):
+        stands = standing.result()
+        if (view.chain_id, stands.version, stands.commit) != (index.chain_id, view.version, view.commit):
             raise Unauthentic(
                 "the index and the cloud's view are not of the version that stands on chain now"
             )
@@ -222,22 +225,27 @@ class Reader:
         opened = [e for e in envelopes if e.access_class in keys]
         if not opened:
             raise Denied("the attribute key of this home opens no part of the record")
+        extracts = [ces.decode_extract(envelope.extract) for envelope in opened]
+        header = extracts[0].header
+        if any(extract.header != header for extract in extracts):
+            raise Unauthentic("the envelopes carry signatures over different records")
+        if (header.record, header.patient, header_digest(header)) != (record, view.patient, stands.header):
+            raise Unauthentic("the record differs from what its doctor attested on chain")
+        certified = session.aside(lambda: chain.credential(header.doctor))
         session.progress("fetching and decrypting the parts")
         _, _, blobs = session.cloud.fetch(
             index, ticket, self._home.sign, [p.blob for e in opened for p in e.parts]
         )
+        doctor = certified.result()
+        if doctor.ces_key is None or doctor.role != "doctor":
+            raise Unauthentic("the record's signer is not certified as a doctor")
         parts = Parts(blobs)
-        header: ces.Header | None = None
-        for envelope in opened:
+        for envelope, extract in zip(opened, extracts, strict=True):
             opening = _Opening(envelope, keys[envelope.access_class], blobs)
-            extract = self._verified(envelope, opening)
-            if header not in (None, extract.header) or extract.header.patient != view.patient:
-                raise Unauthentic("the envelopes carry signatures over different records")
-            header = extract.header
+            ces.verify(extract, opening, (doctor.ces_key.suite, doctor.ces_key.public))
             parts.add(opening)
             if sum(parts.sizes.values()) > MAX_RECORD:
                 raise Malformed(f"the record has more than {MAX_RECORD} bytes: ask for several")
-        assert header is not None
         closed = tuple(e.access_class for e in envelopes if e.access_class not in keys)
         return OpenedRecord(header, view.version, parts, closed)
 
@@ -250,21 +258,6 @@ class Reader:
             )
         except Denied:
             return None
-
-    def _verified(self, envelope: Envelope, parts: _Opening) -> ces.Extract:
-        """The doctor's extracted signature over an envelope's parts, checked."""
-        extract = ces.decode_extract(envelope.extract)
-        header = extract.header
-        doctor = self._session.chains["sharing"].credential(header.doctor)
-        if header.record != envelope.record or doctor.ces_key is None or doctor.role != "doctor":
-            raise Unauthentic(
-                "the record's signature is for another record, or its signer is not certified as a doctor"
-            )
-        ces.verify(extract, parts, (doctor.ces_key.suite, doctor.ces_key.public))
-        entry = self._session.chains["sharing"].verified_record(envelope.record)
-        if entry.header != header_digest(header):
-            raise Unauthentic("the record differs from what its doctor attested on chain")
-        return extract
 
 
 def _context(envelope: Envelope) -> bytes:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import httpx2
@@ -72,6 +72,10 @@ class Session:
         asked = [self._pool.submit(act, kind) for kind in kinds]
         wait(asked)
         return [future.result() for future in asked]
+
+    def aside(self, act: Callable[[], T]) -> Future[T]:
+        """Do something while the caller goes on, who asks for its result later."""
+        return self._pool.submit(act)
 
     def enrol(self, text: str) -> None:
         """Have the home's keys certified with an invitation; safe to repeat after a failure."""
