@@ -10,12 +10,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from client.fhir import PRIVATE, Part, is_attached, is_chunk
-from configs.files import reading, writing
+from configs.files import reading, write, writing
 from crypto.ceas import MAX_PARTS
 from crypto.errors import Conflict, Malformed
 
@@ -33,6 +33,10 @@ class _Attachment(msgspec.Struct, omit_defaults=True):
     title: str = ""
 
 
+def _chunk_labels(label: str, size: int) -> list[str]:
+    return [f"{label}-{n}" for n in range(1, -(-size // CHUNK) + 1)]
+
+
 @dataclass(frozen=True)
 class File:
     """A file that is about to be attached, as it was when it was looked at."""
@@ -44,7 +48,7 @@ class File:
     @property
     def labels(self) -> list[str]:
         """Of all its parts, in order."""
-        return [self.label, *(f"{self.label}-{n}" for n in range(1, -(-self.size // CHUNK) + 1))]
+        return [self.label, *_chunk_labels(self.label, self.size)]
 
     @property
     def part(self) -> Part:
@@ -95,13 +99,25 @@ def files(paths: Sequence[Path], others: int) -> list[File]:
 
 
 class Found(NamedTuple):
-    """An attached file in what was opened of a record: the label of its group, its size, the labels of its bytes. `is_whole`: all of them
-    are there."""
+    """An attached file in what is at hand of a record: the label of its group, what the doctor says that it is called and is, its size, the
+    labels of its bytes. `is_whole`: all of them are there."""
 
     label: str
+    title: str
+    content_type: str
     size: int
     chunks: tuple[str, ...]
     is_whole: bool
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return {
+            "part": self.label,
+            "title": self.title,
+            "type": self.content_type,
+            "bytes": self.size,
+            "whole": self.is_whole,
+        }
 
     def write(self, parts: Mapping[str, bytes], path: Path) -> None:
         """Write the file's bytes, whole or not at all, reading one part at a time. `Malformed` if they are not as many as it says."""
@@ -122,15 +138,30 @@ def attached(parts: Mapping[str, bytes]) -> list[Found]:
     for label in parts:
         if is_attached(label) and not is_chunk(label):
             try:
-                size = msgspec.json.decode(parts[label], type=_Attachment).size
+                said = msgspec.json.decode(parts[label], type=_Attachment)
             except (msgspec.DecodeError, RecursionError):
-                size = -1
-            if not 0 <= size <= MAX_PARTS * CHUNK:
+                said = _Attachment()
+            if not 0 <= said.size <= MAX_PARTS * CHUNK:
                 raise Malformed(
-                    f"the part {label} is not about an attached file: ask the doctor to sign it again"
+                    f"the part {label} does not say what file is attached: ask the doctor to sign the record again"
                 )
-            chunks = tuple(f"{label}-{n}" for n in range(1, -(-size // CHUNK) + 1))
-            found.append(Found(label, size, chunks, all(chunk in parts for chunk in chunks)))
+            chunks = tuple(_chunk_labels(label, said.size))
+            is_whole = all(chunk in parts for chunk in chunks)
+            found.append(Found(label, said.title, said.contentType, said.size, chunks, is_whole))
+    return found
+
+
+def write_attached(parts: Mapping[str, bytes], folder: Path, prefix: str = "") -> list[Found]:
+    """Write the attached files among these parts as `an.bin`, under no name of their own, and what is there of one that is not whole as
+    `an-1.bin` and so on; returns those files."""
+    found = attached(parts)
+    for each in found:
+        if each.is_whole:
+            each.write(parts, folder / f"{prefix}{each.label}.bin")
+    written = {label for each in found if each.is_whole for label in each.chunks}
+    for label in parts:
+        if is_chunk(label) and label not in written:
+            write(folder / f"{prefix}{label}.bin", parts[label], replace=True)
     return found
 
 

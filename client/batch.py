@@ -25,8 +25,9 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
+from client.attach import write_attached
 from client.doctor import Doctor, Signed
-from client.fhir import Profile, load_bundle
+from client.fhir import Profile, is_chunk, load_bundle
 from client.home import MAX_FILE, Home
 from client.reader import Reader
 from client.session import Session
@@ -190,7 +191,8 @@ def open_records(
     processes: int | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Request, fetch, decrypt and verify each of the records, and write it into `out` as RECORD.json, one line; `step` is called after each.
+    """Request, fetch, decrypt and verify each of the records, and write it into `out` as RECORD.json, one line, its attached files beside it as
+    RECORD-a1.bin and so on; `step` is called after each.
 
     What is in `out` already is left as it is. `Conflict` while another batch runs in this home.
     """
@@ -225,7 +227,10 @@ def _open(session: Session, job: OpenJob) -> str:
         "signed_ms": opened.header.created_ms,
         "closed_classes": list(opened.closed),
     }
-    parts = b",".join(json.dumps(label).encode() + b":" + content for label, content in opened.parts.items())
+    with opened:
+        write_attached(opened.parts, job.out, f"{job.name}-")
+        texts = [(label, opened.parts[label]) for label in opened.parts if not is_chunk(label)]
+    parts = b",".join(json.dumps(label).encode() + b":" + content for label, content in texts)
     line = json.dumps(head).encode()[:-1] + b',"parts":{' + parts + b"}}\n"
     write(job.out / f"{job.name}.json", line)
     return f"{len(opened.parts)} parts"

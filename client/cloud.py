@@ -4,11 +4,13 @@ Every byte that comes back is checked against the digest that names it; the view
 """
 
 import hashlib
+import io
 import os
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
+from tempfile import TemporaryFile
+from typing import IO
 
 import httpx2
 
@@ -58,8 +60,10 @@ class Blobs(Mapping[bytes, bytes]):
     """Sealed parts that were fetched, by hash: in memory while they are few, else in a nameless file, which is gone with this object or at
     `close`."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._file = SpooledTemporaryFile(MAX_IN_MEMORY, dir=None if folder is None else str(folder))  # noqa: SIM115
+    def __init__(self, size: int, folder: Path | None) -> None:
+        """For so many bytes; a file is in `folder`, by default where temporary files go."""
+        is_small = size <= MAX_IN_MEMORY
+        self._file: IO[bytes] = io.BytesIO() if is_small else TemporaryFile(dir=folder)  # noqa: SIM115
         self._places: dict[bytes, tuple[int, int]] = {}
         self._size = 0
         self.close = weakref.finalize(self, self._file.close)
@@ -79,6 +83,9 @@ class Blobs(Mapping[bytes, bytes]):
         offset, size = self._places[name]
         self._file.seek(offset)
         return self._file.read(size)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._places)
@@ -170,19 +177,20 @@ class CloudClient:
         request = Download.make(
             DownloadBody(self.key, index, ticket, reader.public, names, now_ms(), os.urandom(16)), reader
         )
-        size = 4 + _MAX_DOWNLOAD_HEAD + sum(ref.size for ref in wanted)
+        size = sum(ref.size for ref in wanted)
+        blobs = Blobs(size, self._folder)
         try:
             with self._http.stream(
                 "POST",
                 f"{self._url}/v1/download",
                 content=encode(request),
                 headers=_MSGPACK,
-                extensions={"max_answer": size},
+                extensions={"max_answer": 4 + _MAX_DOWNLOAD_HEAD + size},
             ) as response:
                 if not response.is_success:
                     response.read()
                     checked(response)
-                return _read_download(index, wanted, _Reader(response.iter_bytes()), Blobs(self._folder))
+                return _read_download(index, wanted, _Reader(response.iter_bytes()), blobs)
         except httpx2.HTTPError as error:
             raise Unavailable(
                 f"the cloud does not answer ({type(error).__name__}); try again later"

@@ -199,12 +199,13 @@ class Doctor:
         rules: Sequence[str] = (),
         acknowledged: Collection[str] = (),
         attachments: Sequence[Path] = (),
+        record: bytes | None = None,
     ) -> tuple[Signed, list[Part]]:
         """Slice, group and sign a FHIR bundle with attached files, and write the package for the patient; nothing of it is on chain yet.
 
         `rules` say which selections of parts may be extracted, in the language of `crypto.ceas` over the labels of parts and
         groups; `acknowledged` are ids of findings in the parts that the profile shares (`client.fhir.lint`). Of an attached file, the
-        part that says what it is stands among the parts returned. Raises `Malformed` for a bad bundle, rule or file, `FindingsLeft` for
+        part that says what it is stands among the parts returned. `record` is the id, 16 fresh random bytes. Raises `Malformed` for a bad bundle, rule or file, `FindingsLeft` for
         findings not acknowledged, `NotFound` or `Denied` for a patient who is not certified, `Conflict` or `Unauthentic` for a file that
         was changed meanwhile: then what was written of the package is good for nothing.
         """
@@ -223,7 +224,7 @@ class Doctor:
         signature = ces.sign(
             messages,
             home.ces,
-            record=os.urandom(16),
+            record=record or os.urandom(16),
             patient=patient,
             doctor=home.sign.public,
             created_ms=now_ms(),

@@ -57,6 +57,9 @@ class Parts(Mapping[str, bytes]):
         opening, index = self._opening[label]
         return decode_part(opening[index][1]).content
 
+    def __contains__(self, label: object) -> bool:
+        return label in self.sizes
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.sizes)
 

@@ -216,6 +216,9 @@ class Contents(Mapping[str, bytes]):
     def __getitem__(self, label: str) -> bytes:
         return decode_part(self.message(self._indices[label])).content
 
+    def __contains__(self, label: object) -> bool:
+        return label in self._indices
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._indices)
 
