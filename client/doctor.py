@@ -114,16 +114,23 @@ class Doctor:
         groups; `acknowledged` are ids of findings in the parts that the profile shares (`client.fhir.lint`). Raises `Malformed` for a
         bad bundle or rule, `FindingsLeft` for findings not acknowledged, `NotFound` or `Denied` for a patient who is not certified.
         """
-        session, home = self._session, self._session.home
-        if home.ces is None:
-            raise Denied("only a doctor's home can sign records; this one has no record-signing key")
+        session = self._session
         session.progress("reading and slicing the bundle")
         parts = split(read_bundle(bundle), profile)
         check_signing(parts, acknowledged)
-        session.progress("signing the parts")
         signed = tuple(SignedPart(p.label, p.content) for p in parts)
+        return self.sign_parts(signed, patient, profile.name, rules), parts
+
+    def sign_parts(
+        self, signed: tuple[SignedPart, ...], patient: bytes, profile: str, rules: Sequence[str] = ()
+    ) -> Signed:
+        """Sign parts as one record and seal it to its patient; as `prepare`, which looks at them first."""
+        session, home = self._session, self._session.home
+        if home.ces is None:
+            raise Denied("only a doctor's home can sign records; this one has no record-signing key")
+        session.progress("signing the parts")
         messages = [encode(part) for part in signed]
-        names = named([p.label for p in parts])
+        names = named([part.label for part in signed])
         record = os.urandom(16)
         signature = ces.sign(
             messages,
@@ -132,14 +139,14 @@ class Doctor:
             patient=patient,
             doctor=home.sign.public,
             created_ms=now_ms(),
-            profile=profile.name,
-            rules=[ceas.parse(rule, names, len(parts)) for rule in rules],
+            profile=profile,
+            rules=[ceas.parse(rule, names, len(signed)) for rule in rules],
         )
         # The key may be in foreign hardware: nobody attests a signature that does not hold.
         ces.verify_full(signature, messages, home.ces.suite, home.ces.public)
         sealed_to = session.chains["storage"].credential(patient).seal_key
         package = encode(_Package(_SUITE, seal(sealed_to, encode(Record(signature, signed)))))
-        return Signed(record, patient, header_digest(signature.header), package), parts
+        return Signed(record, patient, header_digest(signature.header), package)
 
     def attest(self, signed: Signed) -> None:
         """State on both chains that this doctor has signed the record; safe to repeat. `Denied` by the chains."""
