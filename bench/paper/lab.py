@@ -1,0 +1,289 @@
+"""What every experiment runs on: networks of real processes, people, records made for it, and what cloud and chains hold of them."""
+
+import base64
+import csv
+import hashlib
+import json
+import os
+import random
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2
+import msgspec
+
+from bench.baselines import SCHEMES, People, Rights, Scheme
+from bench.proc import cpu_seconds
+from client.authority import Authority
+from client.fhir import Part, load_bundle, load_profile, read_bundle, split
+from client.home import Home
+from client.session import Session
+from client.web import now_ms
+from configs.files import read_key
+from configs.settings import AuthoritySettings, NetworkSettings
+from crypto.ces import ED25519
+from crypto.codec import encode
+from crypto.sign import SigningKey
+from node.devnet import Supervisor, make
+from protocol.block import decode_block
+from protocol.identity import ChainKind, Credential, Role, SignedCredential
+from protocol.record import decode_envelope, decode_view
+from protocol.tx import Certify, Tx, decode_tx
+
+Row = dict[str, Any]
+BEFORE = Rights(("role:doctor", "role:government"), ("role:researcher",))
+SWAPPED = Rights(("role:doctor", "role:researcher"), ("role:government",))
+"""Government and researchers have swapped their rights, as in the paper's section 5."""
+PAPER_SHARED = frozenset({"m2", "m3", "m4", "m5", "m6", "m7"})
+SAMPLES = Path(__file__).resolve().parents[2] / "client" / "samples"
+
+
+class Piece(NamedTuple):
+    """A part of an experiment: `run` gives its rows; `seconds` is about what it takes, in proportion to the others."""
+
+    title: str
+    seconds: float
+    run: Callable[[], Iterable[Row]]
+
+
+class CloudHolds(NamedTuple):
+    """Bytes that the cloud holds for some records, by kind; `blobs` is how many files."""
+
+    ciphertext: int
+    key_headers: int
+    signatures: int
+    other: int
+    blobs: int
+
+
+class Transaction(NamedTuple):
+    """A final transaction: the chain, its kind, and the bytes it has there."""
+
+    chain: ChainKind
+    kind: str
+    size: int
+
+
+class Testbed:
+    """A network with `storage` and `sharing` nodes, a cloud and an authority on loopback, and the people of the comparison."""
+
+    def __init__(self, folder: Path, storage: int, sharing: int) -> None:
+        make(folder, NetworkSettings(storage=storage, sharing=sharing))
+        self.folder, self._homes = folder, 0
+        self.supervisor = Supervisor(folder)
+        self.supervisor.start()
+        self.supervisor.wait_ready()
+        self._authority = Authority.open(AuthoritySettings.load(folder / "authority" / "config.toml"), None)
+
+    def close(self) -> None:
+        self.supervisor.stop()
+
+    def join(self, role: Role, *attributes: str) -> Home:
+        """A new person, enrolled."""
+        self._homes += 1
+        suite = ED25519 if role == "doctor" else None
+        home = Home.create(self.folder / "homes" / str(self._homes), self.folder / "network.toml", suite)
+        with Session(home) as session:
+            session.enrol(self._authority.invite(role, list(attributes), 1))
+        return home
+
+    @cached_property
+    def people(self) -> People:
+        readers = [self.join("doctor")]
+        readers += [self.join("user", f"role:{name}") for name in ("government", "researcher", "researcher")]
+        return People(self.join("doctor"), self.join("patient"), readers)
+
+    @property
+    def researcher(self) -> Home:
+        return self.people.readers[2]
+
+    def users(self, count: int, kinds: Sequence[ChainKind]) -> list[SigningKey]:
+        """Keys certified as government on these chains, without homes: for loads that only talk to nodes."""
+        authority = SigningKey(read_key(self.folder / "authority" / "keys" / "authority.key"))
+        keys = [SigningKey.generate() for _ in range(count)]
+        with Session(self.people.patient) as session:
+            for kind in kinds:
+                chain = session.chains[kind]
+                for start in range(0, count, 64):
+                    txs = [
+                        self._certify(chain.genesis.chain_id, key, authority)
+                        for key in keys[start : start + 64]
+                    ]
+                    url = next(iter(session.home.network.chains[kind].nodes.values())).http
+                    answer = httpx2.post(
+                        f"{url}/v1/txs?wait=20", content=encode(tuple(txs)), timeout=30, trust_env=False
+                    )
+                    results = msgspec.msgpack.decode(answer.raise_for_status().content)
+                    if not all(isinstance(result, bytes) for result in results):
+                        raise RuntimeError("the users of a load were not certified")
+        return keys
+
+    @staticmethod
+    def _certify(chain_id: str, key: SigningKey, authority: SigningKey) -> bytes:
+        now = now_ms()
+        credential = Credential(
+            key.public,
+            "user",
+            ("role:government",),
+            hashlib.sha256(key.public).digest(),
+            None,
+            now - 60_000,
+            now + 86_400_000,
+        )
+        action = Certify(SignedCredential.issue(credential, authority))
+        return encode(Tx.make(chain_id, authority, os.urandom(16), now + 120_000, action))
+
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds that the processes have used so far, by name."""
+        return {
+            name: cpu_seconds(daemon.process.pid)
+            for name, daemon in self.supervisor.daemons.items()
+            if daemon.process is not None
+        }
+
+    # --- what is held -----------------------------------------------------------------------------------------------------
+
+    def in_cloud(self, records: Iterable[bytes]) -> CloudHolds:
+        """What the cloud's folder has for these records: the files that they hold, each once, and their views."""
+        data, kinds, blobs = self.folder / "cloud" / "data", Counter[str](), set[bytes]()
+        with closing(sqlite3.connect(f"file:{data / 'meta.db'}?mode=ro", uri=True)) as db:
+            for record in records:
+                blobs |= {
+                    row[0] for row in db.execute("SELECT hash FROM holding WHERE record = ?", (record,))
+                }
+                for (encoded,) in db.execute("SELECT encoded FROM view WHERE record = ?", (record,)):
+                    kinds["other"] += len(encoded)
+                    for ref in decode_view(encoded).envelopes:
+                        if ref.hash in blobs:
+                            blobs.remove(ref.hash)
+                            kinds.update(_of_envelope((data / "blobs" / _place(ref.hash)).read_bytes()))
+        sizes = [(data / "blobs" / _place(name)).stat().st_size for name in blobs]
+        return CloudHolds(
+            sum(sizes), kinds["key_headers"], kinds["signatures"], kinds["other"], len(sizes) + kinds["files"]
+        )
+
+    def height(self, kind: ChainKind) -> int:
+        return max(self._journal(kind, "SELECT COALESCE(MAX(height), 0) FROM final"))[0]
+
+    def on_chain(self, kind: ChainKind, after: int) -> list[Transaction]:
+        """The final transactions in the journal of a node, in blocks above a height."""
+        rows = self._journal(
+            kind, "SELECT b.data FROM final f JOIN blocks b ON b.id = f.id WHERE f.height > ?", after
+        )
+        found = [raw for (data,) in rows for raw in decode_block(data).txs]
+        return [
+            Transaction(kind, str(decode_tx(raw).body.action.__struct_config__.tag), len(raw))
+            for raw in found
+        ]
+
+    def _journal(self, kind: ChainKind, sql: str, *values: int) -> list[Any]:
+        path = self.folder / f"{kind}-1" / "data" / "consensus.db"
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            return db.execute(sql, values).fetchall()
+
+
+def _of_envelope(data: bytes) -> Mapping[str, int]:
+    """The bytes of an envelope's file by kind."""
+    envelope = decode_envelope(data)
+    headers = len(envelope.header) + sum(len(part.wrapped_key) for part in envelope.parts)
+    signatures = len(envelope.extract)
+    return {
+        "key_headers": headers,
+        "signatures": signatures,
+        "other": len(data) - headers - signatures,
+        "files": 1,
+    }
+
+
+def _place(name: bytes) -> str:
+    return f"{name.hex()[:2]}/{name.hex()}"
+
+
+class Lab:
+    """One run of the experiments: how thorough, from which seed, on which bundles. Networks start when first wanted."""
+
+    def __init__(self, folder: Path, is_quick: bool, seed: int, bundles: Sequence[Path]) -> None:
+        self.is_quick, self.seed, self.bundles = is_quick, seed, bundles
+        self._folder, self._stack = folder, ExitStack()
+        self._testbeds: dict[tuple[int, int], Testbed] = {}
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def testbed(self, storage: int = 4, sharing: int = 4) -> Testbed:
+        shape = storage, sharing
+        if shape not in self._testbeds:
+            self._testbeds[shape] = Testbed(self._folder / f"{storage}-{sharing}", storage, sharing)
+            self._stack.callback(self._testbeds[shape].close)
+        return self._testbeds[shape]
+
+    def schemes(self, people: People) -> Iterator[Scheme]:
+        """Each scheme in turn, closed when the next one comes."""
+        for kind in SCHEMES:
+            with kind(people) as scheme:
+                yield scheme
+
+    def parts_of(self, path: Path) -> list[Part]:
+        return split(read_bundle(load_bundle(path)), load_profile("paper"))
+
+
+def made_parts(seed: int, shared: int, private: int, size: int) -> list[Part]:
+    """Parts m5-1 … to be shared and m8-1 … to stay private, of about `size` bytes each, which do not compress well."""
+    draw = random.Random(f"{seed} {shared} {private} {size}")  # noqa: S311
+    names = [f"m5-{n + 1}" for n in range(shared)] + [f"m8-{n + 1}" for n in range(private)]
+    return [Part(name, "private", name, _resource(draw, name, size)) for name in names]
+
+
+def _resource(draw: random.Random, name: str, size: int) -> bytes:
+    shell = {"resourceType": "Observation", "id": name, "status": "final", "valueString": ""}
+    room = max(0, size - len(json.dumps(shell)))
+    shell["valueString"] = base64.b64encode(draw.randbytes(room * 3 // 4)).decode()
+    return json.dumps(shell).encode()
+
+
+def labels(parts: Iterable[Part], prefix: str) -> list[str]:
+    return [p.label for p in parts if p.label.startswith(prefix)]
+
+
+def timed(work: Callable[..., Any], *args: Any) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    work(*args)
+    return time.perf_counter() - began
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """A CSV file with the columns of the first row; numbers with six digits that count."""
+    temporary = path.with_suffix(".part")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    temporary.replace(path)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """As `write_rows` wrote them; what looks like a number is one."""
+    with path.open(newline="") as file:
+        return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
