@@ -9,9 +9,11 @@ uploaded anew, under the same record id.
 from collections.abc import Collection, Sequence
 
 from bench.baselines.diptych import OneChainPatient
-from bench.baselines.scheme import AT_ONCE, SHARED, Held, Rights, Scheme, at_once
+from bench.baselines.scheme import SHARED, Held, Rights, Scheme, at_once
 from client.fhir import Part
 from client.home import Home
+
+READ_AT_ONCE = 4
 
 
 class Bpds(Scheme):
@@ -35,7 +37,7 @@ class Bpds(Scheme):
         return self._read(held, reader, count, 1)
 
     def read_at_once(self, held: Held, reader: Home, count: int | None = None) -> dict[str, bytes]:
-        return self._read(held, reader, count, AT_ONCE)
+        return self._read(held, reader, count, READ_AT_ONCE)
 
     def _read(self, held: Held, reader: Home, count: int | None, at_a_time: int) -> dict[str, bytes]:
         wanted = list(held.records.values())[:count]

@@ -2,12 +2,14 @@
 
 Closed loop: each of u users sends a request, waits for the answer, and sends the next. A response is the chain's whole answer: the transaction final, and after that the ticket's
 signatures and decryption shares from a quorum of nodes, of all of which a user asks. What users' own machines then do (proofs, cloud, decryption) grows with no number of users and is in figure
-7. Transactions are signed before the clock runs. Everything shares this machine's cores, the load too (column `load_cpu_ms`): read `nodes_cpu_ms`, the CPU time of all nodes for one response, for what
-separate machines would carry.
+7. Transactions are signed before the clock runs.
 
-    4+4   two chains with four nodes each, as many users on each (a split of 0.5)
-    4     one chain with as many nodes as each of the two has
-    8     one chain with as many nodes as the two have together
+All run on one machine. So that every node has the same share of a core in all configurations, the nodes of either chain have one half of the cores for themselves (`Testbed.on_halves`), and the larger
+chain has both. The load runs beside them (`load_cpu_ms`); `nodes_cpu_ms` is what all nodes together spend for one response.
+
+    4+4   two chains with four nodes each, as many users on each (a split of 0.5), on both halves
+    4     one chain with as many nodes as each of the two has, on one half
+    8     one chain with as many nodes as the two have together, on both halves
 """
 
 import asyncio
@@ -66,8 +68,9 @@ def pieces(lab: Lab) -> Iterator[Piece]:
 
 def _rows(lab: Lab, name: str, users: int, split: float, seconds: float, runs: int) -> Iterable[Row]:
     world = _world(lab, name)
-    for run in range(runs):
-        yield asyncio.run(_Load(world, users, split).run(seconds)) | {"run": run}
+    with world.testbed.on_halves():
+        for run in range(runs):
+            yield asyncio.run(_Load(world, users, split).run(seconds)) | {"run": run}
 
 
 class _World(NamedTuple):

@@ -4,13 +4,14 @@ import base64
 import csv
 import hashlib
 import json
+import math
 import os
 import random
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,6 +148,30 @@ class Testbed:
             if daemon.process is not None
         }
 
+    @contextmanager
+    def on_halves(self) -> Iterator[None]:
+        """Give the nodes of either chain one half of the machine's cores for themselves, a larger sharing chain both halves, so that every
+        node has the same share of a core whatever the others do; as before afterwards, and as ever on a single core."""
+        cores = sorted(os.sched_getaffinity(0))
+        halves = set(cores[: len(cores) // 2]) or set(cores), set(cores[len(cores) // 2 :])
+        names = [name for name in self.supervisor.daemons if name.startswith(("storage-", "sharing-"))]
+        both = len(names) > 2 * sum(name.startswith("storage-") for name in names)
+        try:
+            for name in names:
+                number = int(name.rpartition("-")[2])
+                self._pin(name, halves[number % 2 if both else name.startswith("sharing-")])
+            yield
+        finally:
+            for name in names:
+                self._pin(name, set(cores))
+
+    def _pin(self, name: str, cores: set[int]) -> None:
+        process = self.supervisor.daemons[name].process
+        if process is not None:
+            for task in os.listdir(f"/proc/{process.pid}/task"):
+                with suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(task), cores)
+
     # --- what is held -----------------------------------------------------------------------------------------------------
 
     def in_cloud(self, records: Iterable[bytes]) -> CloudHolds:
@@ -206,10 +231,10 @@ def _place(name: bytes) -> str:
 
 
 class Lab:
-    """One run of the experiments: how thorough, from which seed, on which bundles. Networks start when first wanted."""
+    """One run of the experiments: how thorough, from which seed, on which bundles, with rows in the folder `out`. Networks start when first wanted."""
 
-    def __init__(self, folder: Path, is_quick: bool, seed: int, bundles: Sequence[Path]) -> None:
-        self.is_quick, self.seed, self.bundles = is_quick, seed, bundles
+    def __init__(self, folder: Path, out: Path, is_quick: bool, seed: int, bundles: Sequence[Path]) -> None:
+        self.out, self.is_quick, self.seed, self.bundles = out, is_quick, seed, bundles
         self._folder, self._stack = folder, ExitStack()
         self._testbeds: dict[tuple[int, int], Testbed] = {}
 
@@ -259,8 +284,9 @@ def timed(work: Callable[..., Any], *args: Any) -> float:
 
 
 def quantile(values: Sequence[float], q: float) -> float:
+    """The value that a share `q` of them does not exceed."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+    return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

@@ -14,6 +14,7 @@ from client.home import Home
 from client.patient import Patient
 from client.session import Session
 from crypto.errors import Denied, DiptychError, Unauthentic
+from node.devnet import Supervisor
 
 BEFORE = Rights(("role:doctor", "role:government"), ("role:researcher",))
 SWAPPED = Rights(("role:doctor", "role:researcher"), ("role:government",))
@@ -148,3 +149,47 @@ def test_sub_messages_may_be_asked_for_at_once_or_only_some(cast: Cast, parts: l
         assert PRIVATE not in held.records
         with pytest.raises(DiptychError):
             scheme.read_at_once(held, cast.stranger)
+
+
+def test_no_data_ciphertext_changes_when_a_part_moves_or_rights_are_swapped(
+    cast: Cast, parts: list[Part], net: Supervisor
+):
+    """Claim C9, in the files of the cloud."""
+
+    def ciphertexts() -> dict[str, bytes]:
+        found = [path for path in (net.folder / "cloud" / "data" / "blobs").rglob("*") if path.is_file()]
+        return {path.name: path.read_bytes() for path in found}
+
+    with Diptych(cast.people) as scheme:
+        others = ciphertexts()
+        record = scheme.store(parts, SHARED, BEFORE).records["record"]
+        held = {part.blob.hash.hex() for part in scheme.patient.load(record).parts}
+        before = ciphertexts()
+        scheme.patient.move(record, "m8", "shared")
+        scheme.patient.set_policies(record, SWAPPED.policies)
+        after = ciphertexts()
+    assert held <= before.keys() - others.keys()
+    assert {name: before[name] for name in held} == {name: after[name] for name in held}
+    envelopes = before.keys() - others.keys() - held
+    assert len(envelopes) == 2
+    assert not envelopes & after.keys(), "the envelopes of the first version are gone"
+    assert len(after.keys() - before.keys()) == 2, "and two new ones came instead, and nothing else"
+
+
+def test_every_request_allowed_or_denied_stands_on_chain_with_who_and_why(cast: Cast, parts: list[Part]):
+    """Claim C12."""
+    with Diptych(cast.people) as scheme:
+        held = scheme.store(parts, SHARED, BEFORE)
+        scheme.read(held, cast.researcher)
+        scheme.read_whole(held, cast.full)
+        for reader in (cast.stranger, cast.researcher):
+            with pytest.raises(Denied):
+                scheme.read_whole(held, reader)
+        log = scheme.patient.log(held.records["record"])
+    asked = [(kind, r.sender, r.ok, r.code) for kind, r in log if r.kind == "access.request"]
+    assert asked == [
+        ("sharing", cast.researcher.sign.public, True, "granted"),
+        ("storage", cast.full.sign.public, True, "granted"),
+        ("storage", cast.stranger.sign.public, False, "policy-not-met"),
+        ("storage", cast.researcher.sign.public, False, "policy-not-met"),
+    ]
