@@ -40,13 +40,14 @@ def _storage(results: Results) -> Verdict | None:
         totals[row["bundle"]][row["scheme"]] = row["total"]
     if not totals:
         return None
-    ordered = sum(t["bpds"] < t["diptych"] < t["traditional"] for t in totals.values())
-    saved = [1 - t["diptych"] / t["traditional"] for t in totals.values()]
+    holds = {name: t["bpds"] < t["diptych"] < t["traditional"] for name, t in totals.items()}
+    saved = {name: 1 - t["diptych"] / t["traditional"] for name, t in totals.items()}
+    least, most = min(saved, key=saved.__getitem__), max(saved, key=saved.__getitem__)
     words = (
-        f"BPDS < Diptych < traditional for {ordered} of {len(totals)} bundles; Diptych holds {min(saved):.0%} to {max(saved):.0%} less than "
-        "the traditional scheme (less than 0: more)"
+        f"BPDS < Diptych < traditional for {sum(holds.values())} of {len(totals)} records; against the traditional scheme Diptych holds "
+        f"{-saved[most]:+.0%} ({most}) to {-saved[least]:+.0%} ({least})"
     )
-    return Verdict(ordered == len(totals), words)
+    return Verdict(all(holds.values()), words)
 
 
 def _index(results: Results) -> Verdict | None:
@@ -88,7 +89,7 @@ def _requests(results: Results) -> Verdict | None:
 def _two_chains(results: Results) -> Verdict | None:
     means: dict[tuple[str, int], list[float]] = defaultdict(list)
     for row in results["fig8"]:
-        if row["split"] in (0.5, 1.0) and (row["nodes"] != "4+4" or row["split"] == 0.5):
+        if row["split"] in (0.5, 1.0) and (row["nodes"] != "2x4" or row["split"] == 0.5):
             means[row["nodes"], row["users"]].append(row["mean_ms"])
     if not means:
         return None

@@ -7,9 +7,9 @@ signatures and decryption shares from a quorum of nodes, of all of which a user 
 All run on one machine. So that every node has the same share of a core in all configurations, the nodes of either chain have one half of the cores for themselves (`Testbed.on_halves`), and the larger
 chain has both. The load runs beside them (`load_cpu_ms`); `nodes_cpu_ms` is what all nodes together spend for one response.
 
-    4+4   two chains with four nodes each, as many users on each (a split of 0.5), on both halves
-    4     one chain with as many nodes as each of the two has, on one half
-    8     one chain with as many nodes as the two have together, on both halves
+    2x4   two chains with four nodes each, as many users on each (a split of 0.5), on both halves
+    1x4   one chain with as many nodes as each of the two has, on one half
+    1x8   one chain with as many nodes as the two have together, on both halves
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from protocol.quorum import quorum
 from protocol.tx import Request, Tx
 
 TITLE = "Figure 8: response time against concurrent users"
-CONFIGURATIONS = {"4+4": (4, 4), "4": (4, 4), "8": (1, 8)}
+CONFIGURATIONS = {"2x4": (4, 4), "1x4": (4, 4), "1x8": (1, 8)}
 """Nodes of the storage and the sharing chain of the network; where one chain is loaded, it is the sharing chain."""
 RECORDS, MOST_USERS = 8, 512
 LIFETIME_MS = 500_000
@@ -60,9 +60,9 @@ def pieces(lab: Lab) -> Iterator[Piece]:
             )
     for split in (0.0, 0.25, 0.75, 1.0):
         yield Piece(
-            f"4+4 nodes, 64 users, {split:g} of them on the sharing chain",
+            f"2x4 nodes, 64 users, {split:g} of them on the sharing chain",
             runs * (seconds + 0.9),
-            lambda f=split: _rows(lab, "4+4", 64, f, seconds, runs),  # type: ignore[misc]
+            lambda f=split: _rows(lab, "2x4", 64, f, seconds, runs),  # type: ignore[misc]
         )
 
 
@@ -86,7 +86,7 @@ class _World(NamedTuple):
 @cache
 def _world(lab: Lab, name: str) -> _World:
     testbed = lab.testbed(*CONFIGURATIONS[name])
-    scheme_type, kinds = (Diptych, BOTH) if name == "4+4" else (OneChain, ONE)
+    scheme_type, kinds = (Diptych, BOTH) if name == "2x4" else (OneChain, ONE)
     parts = made_parts(lab.seed, 2, 1, 500)
     with scheme_type(testbed.people) as scheme:
         held = [scheme.store(parts, labels(parts, "m5"), BEFORE) for _ in range(RECORDS)]

@@ -16,7 +16,7 @@ CHAINS: tuple[ChainKind, ChainKind] = ("storage", "sharing")
 
 
 def pieces(lab: Lab) -> Iterator[Piece]:
-    for count in (1, 3, 6, 9, 20) if lab.is_quick else (1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 50):
+    for count in (1, 6, 20) if lab.is_quick else (1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 50):
         for kind in SCHEMES:
             seconds = 0.5 + (0.35 * count if kind.name == "bpds" else 0)
             yield Piece(

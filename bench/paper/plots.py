@@ -23,9 +23,9 @@ SCHEMES = {
     "diptych_one_chain": ("Diptych on one chain", "#009E73", "D"),
 }
 NODES = {
-    "4+4": ("two chains of 4 nodes", "#0072B2", "o"),
-    "4": ("one chain of 4 nodes", "#009E73", "D"),
-    "8": ("one chain of 8 nodes", "#D55E00", "^"),
+    "2x4": ("two chains of 4 nodes", "#0072B2", "o"),
+    "1x4": ("one chain of 4 nodes", "#009E73", "D"),
+    "1x8": ("one chain of 8 nodes", "#D55E00", "^"),
 }
 KINDS = {
     "ciphertext": ("ciphertext", "#56B4E9"),
@@ -50,6 +50,7 @@ STYLE: dict[str, Any] = {
 
 def storage(rows: Sequence[Row]) -> Figure:
     figure, (axes,) = _figure(1, 1, (6.4, 3.4))
+    rows = [r for r in rows if not r["bundle"].startswith("made")]
     names = [name for name in SCHEMES if any(r["scheme"] == name for r in rows)]
     bottom = [0.0] * len(names)
     for kind, (title, colour) in KINDS.items():
@@ -109,7 +110,7 @@ def fig7(rows: Sequence[Row]) -> Figure:
 
 def fig8(rows: Sequence[Row]) -> Figure:
     figure, (left, middle, right) = _figure(1, 3, (10.4, 3.4))
-    swept = [r for r in rows if r["nodes"] != "4+4" or r["split"] == 0.5]
+    swept = [r for r in rows if r["nodes"] != "2x4" or r["split"] == 0.5]
     for axes, field, title in (
         (left, "mean_ms", "mean response time, ms"),
         (middle, "p95_ms", "95th percentile, ms"),
@@ -119,7 +120,7 @@ def fig8(rows: Sequence[Row]) -> Figure:
         axes.set_xlabel("concurrent users")
         axes.set_ylabel(f"{title}\n(bars: least and most of the runs)")
     left.legend(fontsize=8)
-    split = [r for r in rows if r["nodes"] == "4+4" and r["users"] == 64]
+    split = [r for r in rows if r["nodes"] == "2x4" and r["users"] == 64]
     _lines(right, _over_runs(split, "mean_ms"), NODES, "nodes", "split", "value", "least", "most")
     right.set_ylim(bottom=0)
     right.set_xlabel("share of 64 users on the sharing chain")

@@ -115,7 +115,7 @@ def _docstring(text: str) -> list[Block]:
 
 def _storage(rows: Sequence[Row]) -> list[Block]:
     fields = ("ciphertext", "key_headers", "signatures", "other", "total", "blobs")
-    by_scheme = _grouped(rows, "scheme")
+    by_scheme = _grouped((r for r in rows if not r["bundle"].startswith("made")), "scheme")
     means = [
         [_title(name), *(_number(_mean(r[field] for r in found)) for field in fields)]
         for name, found in by_scheme.items()
@@ -131,10 +131,10 @@ def _storage(rows: Sequence[Row]) -> list[Block]:
         for bundle, found in by_bundle.items()
     ]
     return [
-        Words("Mean bytes of a record over the bundles:"),
+        Words("Mean bytes of a record over the bundles (without the made records):"),
         Table(["scheme", "ciphertext", "key headers", "signatures", "other", "total", "files"], means),
         Words(
-            "Total bytes of each bundle. BPDS keeps the shared parts alone: the whole record cannot be had from the cloud."
+            "Total bytes of each. BPDS keeps the shared parts alone: the whole record cannot be had from the cloud."
         ),
         Table(["bundle", "in the clear", "of it shared", *(_title(name) for name in by_scheme)], totals),
     ]
