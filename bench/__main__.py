@@ -13,7 +13,7 @@ import typer
 
 from bench.paper.lab import SAMPLES
 from bench.paper.report import EXPERIMENTS, make_report
-from bench.paper.run import ROOT, run
+from bench.paper.run import run
 from crypto.errors import DiptychError, Malformed
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -58,7 +58,7 @@ def paper(
     found = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
     if not found:
         raise Malformed(f"{folder} holds no bundle (.json or .json.gz)")
-    default = ROOT / "bench" / "results" / ("paper-quick" if quick else "paper")
+    default = Path(__file__).parent / "results" / ("paper-quick" if quick else "paper")
     run(out or default, quick, seed, found, only or (), fresh)
 
 

@@ -9,6 +9,7 @@ line of the report; the others go on.
 """
 
 import fcntl
+import io
 import json
 import os
 import resource
@@ -24,9 +25,9 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
-from client.doctor import MAX_RECORD, Doctor, Signed
+from client.doctor import Doctor, Signed
 from client.fhir import Profile, load_bundle
-from client.home import Home
+from client.home import MAX_FILE, Home
 from client.reader import Reader
 from client.session import Session
 from configs.files import write
@@ -104,7 +105,7 @@ class Import(Wire, frozen=True, tag="batch-import/1"):
     package: bytes
 
 
-_decode_import = Decoder(Import, "an import", MAX_RECORD + (64 << 10))
+_decode_import = Decoder(Import, "an import", MAX_FILE)
 
 
 # --- importing --------------------------------------------------------------------------------------------------------------
@@ -163,12 +164,13 @@ def import_bundles(
 def _import(session: Session, job: ImportJob) -> str:
     doctor, home, made = Doctor(session), session.home, job.started
     if made is None:
-        signed, _ = doctor.prepare(job.bundle, job.patient, job.profile, job.rules, job.acknowledged)
-        made = Import(job.digest, *signed)
+        package = io.BytesIO()
+        signed, _ = doctor.prepare(job.bundle, job.patient, job.profile, package, job.rules, job.acknowledged)
+        made = Import(job.digest, *signed, package.getvalue())
         # Before anyone hears of the record: after a crash, this is the one that the bundle has.
         home.save(f"import-{made.record.hex()}", encode(made))
     write(job.out / f"{made.record.hex()}.diptych", made.package, replace=True)
-    doctor.attest(Signed(made.record, made.patient, made.header, made.package))
+    doctor.attest(Signed(made.record, made.patient, made.header))
     home.save(
         f"import-{made.record.hex()}",
         encode(Import(made.digest, made.record, made.patient, made.header, b"")),

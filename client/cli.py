@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from client import audit, batch_cli, consent_cli, find_cli, lint_cli, proofs
+from client.attach import of_bundle
 from client.command import (
     DEFAULT_HOME,
     EXIT_CODES,
@@ -48,7 +49,7 @@ from client.session import Session
 from client.stored import Terms
 from client.terminal import Terminal, time_text
 from configs import passphrases
-from configs.files import read, read_text, write
+from configs.files import read, read_text, reading, write
 from configs.settings import Pairing
 from crypto import ces, group, guardians
 from crypto.codec import encode
@@ -427,7 +428,8 @@ def record_store(
     moved = pairs_of(access or [], "--access PART=CLASS")
     with context.open() as session:
         patient = Patient(session, agreeing(yes))
-        stored = patient.receive(read(package, 200 << 20))
+        with reading(package) as file:
+            stored = patient.receive(file)
         header = stored.header
         for name in moved:
             stored.indices_of(name)  # refuses a part that there is not
@@ -661,8 +663,8 @@ def record_export(
     """
     with context.open() as session:
         if session.home.has(f"record-{record}"):
-            stored = Patient(session).load(record_id(record))
-            bundle = join({part.label: part.content for part in stored.record.parts})
+            owner = Patient(session)
+            bundle = join(of_bundle(owner.contents(owner.load(record_id(record)))))
         else:
             bundle = Reader(session).open(record_id(record), "storage").bundle()
     if out:

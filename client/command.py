@@ -231,8 +231,9 @@ def terms_fields(stored: StoredRecord) -> dict[str, Any]:
 def show_stored(stored: StoredRecord) -> None:
     header, labels = stored.header, stored.labels
     rows = [
-        {"part": label, "access": part.access, "ciphertext": part.blob.hash.hex(), "bytes": part.blob.size}
-        for label, part in zip(labels, stored.parts, strict=bool(stored.parts))
+        {"part": p.label, "access": p.access, "ciphertext": p.blob.hash.hex(), "bytes": p.blob.size}
+        for p in stored.parts
+        if stored.version
     ]
     policies = dict(stored.policies)
     rules = [ceas.text(rule, header.count, labels.__getitem__) for rule in header.rules]

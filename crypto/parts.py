@@ -17,6 +17,7 @@ keys, far below the bound of 2^32. Zstandard is RFC 8878. A ciphertext still sho
 
 import os
 from collections.abc import Callable
+from typing import TypeVar
 
 import zstandard
 from cryptography.exceptions import InvalidTag
@@ -44,6 +45,10 @@ _LEAST = 512
 _OVERHEAD = len(_MARKER) + _NONCE_BYTES + TAG_BYTES + _GCM_TAG_BYTES
 """What a sealed part has beside the padded frame and its size."""
 
+T = TypeVar("T")
+_compressors: list[zstandard.ZstdCompressor] = []
+_decompressors: list[zstandard.ZstdDecompressor] = []
+
 
 def seal_part(
     key32: bytes,
@@ -63,7 +68,7 @@ def seal_part(
     if len(message) > MAX_MESSAGE:
         raise Malformed(f"part {index} has {len(message)} bytes, more than {MAX_MESSAGE}: split it")
     # An empty message has no frame: the library stops reading at a stated size of 0 and lets others follow.
-    frame = zstandard.ZstdCompressor().compress(message) if message else b""
+    frame = _compress(message) if message else b""
     content = len(frame).to_bytes(_SIZE_BYTES, "big") + frame
     if (size := _OVERHEAD + len(content)) > MAX_SEALED:
         raise Malformed(f"part {index} has {size} bytes when sealed, more than {MAX_SEALED}: split it")
@@ -141,6 +146,22 @@ def _padded_size(size: int) -> int:
     return max(_LEAST, -(-size >> low) << low)
 
 
+def _lent(idle: list[T], make: Callable[[], T]) -> T:
+    """One of the idle machines, or a new one: to make one takes as long as all else that is done to a small part, and no two threads
+    may use the same. Whoever is done with it gives it back."""
+    try:
+        return idle.pop()
+    except IndexError:
+        return make()
+
+
+def _compress(message: bytes) -> bytes:
+    machine = _lent(_compressors, zstandard.ZstdCompressor)
+    frame = machine.compress(message)
+    _compressors.append(machine)
+    return frame
+
+
 def _decompress(frame: bytes, index: int, limit: int) -> bytes:
     if not frame:
         return b""
@@ -150,6 +171,9 @@ def _decompress(frame: bytes, index: int, limit: int) -> bytes:
             raise Malformed(f"part {index} does not state the size of its message: refused")
         if size > limit:
             raise Malformed(f"part {index} unpacks to {size} bytes, more than the limit of {limit}: refused")
-        return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+        machine = _lent(_decompressors, zstandard.ZstdDecompressor)
+        message = machine.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError:
         raise Malformed(f"part {index} is not one zstd frame of the size that it states: refused") from None
+    _decompressors.append(machine)
+    return message

@@ -4,11 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from io import BytesIO
 from threading import Lock
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from client.cloud import CloudClient
-from client.doctor import Doctor, SignedPart
+from client.doctor import Doctor
 from client.fhir import PRIVATE, Part
 from client.home import Home
 from client.patient import Patient
@@ -66,9 +67,9 @@ class _MeteredCloud(CloudClient):
 
     uploaded = 0
 
-    def upload(self, upload: Upload, *blobs: Any) -> UploadReceipt:
+    def upload(self, upload: Upload, content: Iterable[bytes]) -> UploadReceipt:
         self.uploaded += len(encode(upload)) + sum(ref.size for ref in upload.body.blobs)
-        return super().upload(upload, *blobs)
+        return super().upload(upload, content)
 
 
 class MeteredSession(Session):
@@ -110,7 +111,7 @@ class Scheme(ABC):
         for session in self._sessions.values():
             session.close()
 
-    def __enter__(self) -> "Scheme":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -158,11 +159,11 @@ class Scheme(ABC):
 
     def _record(self, parts: Sequence[Part], access: dict[str, str], policies: dict[str, str]) -> bytes:
         """A new record of these parts, signed, attested and stored; its id."""
-        signed = self.doctor.sign_parts(
-            tuple(SignedPart(p.label, p.content) for p in parts), self.people.patient.sign.public, "paper"
-        )
+        package = BytesIO()
+        signed, _ = self.doctor.sign_parts(list(parts), self.people.patient.sign.public, "paper", package)
         self.doctor.attest(signed)
-        self.patient.receive(signed.package)
+        package.seek(0)
+        self.patient.receive(package)
         self.patient.store(signed.record, access, policies, (PURPOSE,))
         return signed.record
 
@@ -171,7 +172,8 @@ class Scheme(ABC):
         receipt = asking.request(record, kind, PURPOSE)
         if not receipt.ok:
             raise Denied(f"the {kind} chain refused: {receipt.reason} ({receipt.code})")
-        return dict(asking.open(record, kind).parts)
+        with asking.open(record, kind) as opened:
+            return dict(opened.parts)
 
 
 def at_once(work: Callable[[Any], T], items: Iterable[Any], count: int = AT_ONCE) -> list[T]:

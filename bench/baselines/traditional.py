@@ -26,6 +26,8 @@ from protocol.identity import key_attribute
 from protocol.record import Envelope
 
 WHOLE = "whole"
+CHUNK = 32 << 20
+"""Bytes of a part, where one would be too large."""
 
 
 class _Entry(Wire, frozen=True):
@@ -83,8 +85,11 @@ class Traditional(Scheme):
 
     def _store_copy(self, copy: str, held: Held) -> tuple[str, bytes]:
         contents = {label: msgspec.Raw(content) for label, content in held.contents(copy == SHARED).items()}
-        part = Part(copy, copy, copy, msgspec.json.encode(contents))
-        return copy, self._record([part], {copy: copy}, self._policy(copy, held.rights))
+        message = msgspec.json.encode(contents)
+        pieces = [message[start : start + CHUNK] for start in range(0, len(message), CHUNK)]
+        parts = [Part(f"{copy}-{n}", copy, copy, piece) for n, piece in enumerate(pieces, 1)]
+        access = {part.label: copy for part in parts}
+        return copy, self._record(parts, access, self._policy(copy, held.rights))
 
     def store(self, parts: Sequence[Part], shared: Collection[str], rights: Rights) -> Held:
         held = Held(tuple(parts), set(shared), rights)
@@ -92,7 +97,8 @@ class Traditional(Scheme):
         return held
 
     def _open_copy(self, held: Held, copy: str, reader: Home) -> dict[str, bytes]:
-        content = self._open(held.records[copy], reader, "sharing")[copy]
+        pieces = self._open(held.records[copy], reader, "sharing")
+        content = b"".join(pieces[f"{copy}-{n}"] for n in range(1, len(pieces) + 1))
         found = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
         return {label: bytes(raw) for label, raw in found.items()}
 

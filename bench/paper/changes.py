@@ -5,6 +5,7 @@ the patient sends to the cloud, and the encoded transactions on all chains. The 
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from bench.baselines import SCHEMES, Scheme
 from bench.paper.index import CHAINS
@@ -12,8 +13,6 @@ from bench.paper.lab import BEFORE, SWAPPED, Lab, Piece, Row, labels, made_parts
 
 TITLE = "Section 6.2.4: redefining a part and changing rights"
 SHARED, PRIVATE, MOVED = 5, 4, 3
-LARGEST = 60_000_000
-"""Bytes of the largest record that is made here; a whole record is one part in the traditional scheme, and a part has at most 64 MiB."""
 
 
 def pieces(lab: Lab) -> Iterator[Piece]:
@@ -25,10 +24,7 @@ def pieces(lab: Lab) -> Iterator[Piece]:
     for size in sizes:
         for kind in SCHEMES:
             seconds = 1.5 + 4 * size / 1e6 + (1.5 if kind.name == "bpds" else 0)
-            if size <= LARGEST:
-                yield Piece(
-                    f"{size:,} bytes, {kind.title}", seconds, lambda s=kind, n=size: _change(lab, s, n)
-                )  # type: ignore[misc]
+            yield Piece(f"{size:,} bytes, {kind.title}", seconds, partial(_change, lab, kind, size))
 
 
 def _change(lab: Lab, kind: type[Scheme], size: int) -> Iterable[Row]:
@@ -52,6 +48,6 @@ def _change(lab: Lab, kind: type[Scheme], size: int) -> Iterable[Row]:
             }
 
         for label in labels(parts, "m8")[:MOVED]:
-            yield measure("redefine a part", lambda label=label: scheme.share(held, label))  # type: ignore[misc]
+            yield measure("redefine a part", partial(scheme.share, held, label))
         for rights in (SWAPPED, BEFORE, SWAPPED):
-            yield measure("change rights", lambda rights=rights: scheme.permit(held, rights))  # type: ignore[misc]
+            yield measure("change rights", partial(scheme.permit, held, rights))

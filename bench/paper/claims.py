@@ -13,7 +13,8 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from bench.paper import changes, fig7, fig8
-from bench.paper.lab import Lab, Piece, Row, read_rows
+from bench.paper.lab import Lab, Piece, Row
+from bench.results import read_rows
 
 TITLE = "The claims of the paper"
 ROOT = Path(__file__).resolve().parents[2]

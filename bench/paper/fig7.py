@@ -7,9 +7,10 @@ paper; *BPDS, 4 at a time* is how its users could do better. From 20 sub-message
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from threading import Barrier, Thread
 
-from bench.baselines import SCHEMES, Bpds, Held, Scheme
+from bench.baselines import SCHEMES, Bpds, Scheme
 from bench.paper.lab import BEFORE, Lab, Piece, Row, Testbed, labels, made_parts, quantile
 from client.home import Home
 
@@ -26,14 +27,14 @@ def pieces(lab: Lab) -> Iterator[Piece]:
         if kind is Bpds:
             kept = [k for k in counts if not lab.is_quick or k <= 50]
             cost = sum(_bpds_responses(lab, k, u) * u * k * 0.11 for k in kept for u in users)
-            yield Piece(kind.title, 0.3 * max(kept) + cost, lambda ks=kept: _bpds(lab, ks, users))  # type: ignore[misc]
+            yield Piece(kind.title, 0.3 * max(kept) + cost, partial(_bpds, lab, kept, users))
             continue
         for count in counts:
             seconds = 0.6 + sum(0.12 * u * _responses(lab) for u in users)
             yield Piece(
                 f"{kind.title}, {count} shared parts",
                 seconds,
-                lambda s=kind, k=count: _one(lab, s, k, users),  # type: ignore[misc]
+                partial(_one, lab, kind, count, users),
             )
 
 
@@ -58,7 +59,7 @@ def _one(lab: Lab, kind: type[Scheme], count: int, users: tuple[int, ...]) -> It
         held = scheme.store(parts, labels(parts, "m5"), BEFORE)
         for many in users:
             yield _measure(
-                testbed, kind.name, count, homes[:many], _responses(lab), lambda home: scheme.read(held, home)
+                testbed, kind.name, count, homes[:many], _responses(lab), partial(scheme.read, held)
             )
 
 
@@ -75,12 +76,8 @@ def _bpds(lab: Lab, counts: list[int], users: tuple[int, ...]) -> Iterable[Row]:
                 for name, read in ((Bpds.name, scheme.read), (AT_ONCE, scheme.read_at_once)):
                     if responses:
                         yield _measure(
-                            testbed, name, count, homes[:many], responses, _bound(read, held, count)
+                            testbed, name, count, homes[:many], responses, partial(read, held, count=count)
                         )
-
-
-def _bound(read: Callable[[Held, Home, int], dict[str, bytes]], held: Held, count: int) -> Read:
-    return lambda home: read(held, home, count)
 
 
 def readers(testbed: Testbed, count: int) -> list[Home]:

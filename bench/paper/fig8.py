@@ -18,7 +18,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import msgspec
@@ -56,13 +56,13 @@ def pieces(lab: Lab) -> Iterator[Piece]:
             yield Piece(
                 f"{name} nodes, {users} users",
                 runs * (seconds + 0.5 + users * 0.006),
-                lambda n=name, u=users: _rows(lab, n, u, 0.5, seconds, runs),  # type: ignore[misc]
+                partial(_rows, lab, name, users, 0.5, seconds, runs),
             )
     for split in (0.0, 0.25, 0.75, 1.0):
         yield Piece(
             f"2x4 nodes, 64 users, {split:g} of them on the sharing chain",
             runs * (seconds + 0.9),
-            lambda f=split: _rows(lab, "2x4", 64, f, seconds, runs),  # type: ignore[misc]
+            partial(_rows, lab, "2x4", 64, split, seconds, runs),
         )
 
 
@@ -98,7 +98,8 @@ class _Load:
         self._world, self._split = world, split
         self._users = world.users[:users]
         on_sharing = round(users * split) if len(world.kinds) == 2 else users
-        self._kinds: Kinds = ("sharing",) * on_sharing + ("storage",) * (users - on_sharing)
+        self._kinds: list[ChainKind] = ["sharing"] * on_sharing
+        self._kinds += ["storage"] * (users - on_sharing)
         home = world.testbed.people.patient
         self._chain_ids = {kind: home.chains[kind].chain_id for kind in world.kinds}
         self._urls = {

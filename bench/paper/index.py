@@ -6,6 +6,7 @@ doctor's word on a signed header, which the paper does not have, `access.request
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from bench.baselines import SCHEMES, Scheme
 from bench.paper.lab import BEFORE, Lab, Piece, Row, labels, made_parts
@@ -19,9 +20,7 @@ def pieces(lab: Lab) -> Iterator[Piece]:
     for count in (1, 6, 20) if lab.is_quick else (1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 50):
         for kind in SCHEMES:
             seconds = 0.5 + (0.35 * count if kind.name == "bpds" else 0)
-            yield Piece(
-                f"{count} shared parts, {kind.title}", seconds, lambda k=count, s=kind: _count(lab, s, k)
-            )  # type: ignore[misc]
+            yield Piece(f"{count} shared parts, {kind.title}", seconds, partial(_count, lab, kind, count))
 
 
 def _count(lab: Lab, kind: type[Scheme], count: int) -> Iterable[Row]:

@@ -1,7 +1,6 @@
 """What every experiment runs on: networks of real processes, people, records made for it, and what cloud and chains hold of them."""
 
 import base64
-import csv
 import hashlib
 import json
 import math
@@ -21,17 +20,14 @@ import msgspec
 
 from bench.baselines import SCHEMES, People, Rights, Scheme
 from bench.proc import cpu_seconds
-from client.authority import Authority
+from bench.town import Town, town
 from client.fhir import Part, load_bundle, load_profile, read_bundle, split
 from client.home import Home
 from client.session import Session
 from client.web import now_ms
 from configs.files import read_key
-from configs.settings import AuthoritySettings, NetworkSettings
-from crypto.ces import ED25519
 from crypto.codec import encode
 from crypto.sign import SigningKey
-from node.devnet import Supervisor, make
 from protocol.block import decode_block
 from protocol.identity import ChainKind, Credential, Role, SignedCredential
 from protocol.record import decode_envelope, decode_view
@@ -72,27 +68,14 @@ class Transaction(NamedTuple):
 
 
 class Testbed:
-    """A network with `storage` and `sharing` nodes, a cloud and an authority on loopback, and the people of the comparison."""
+    """A network of real processes on loopback, and the people of the comparison."""
 
-    def __init__(self, folder: Path, storage: int, sharing: int) -> None:
-        make(folder, NetworkSettings(storage=storage, sharing=sharing))
-        self.folder, self._homes = folder, 0
-        self.supervisor = Supervisor(folder)
-        self.supervisor.start()
-        self.supervisor.wait_ready()
-        self._authority = Authority.open(AuthoritySettings.load(folder / "authority" / "config.toml"), None)
-
-    def close(self) -> None:
-        self.supervisor.stop()
+    def __init__(self, where: Town) -> None:
+        self._town, self.folder, self.supervisor = where, where.folder, where.supervisor
 
     def join(self, role: Role, *attributes: str) -> Home:
         """A new person, enrolled."""
-        self._homes += 1
-        suite = ED25519 if role == "doctor" else None
-        home = Home.create(self.folder / "homes" / str(self._homes), self.folder / "network.toml", suite)
-        with Session(home) as session:
-            session.enrol(self._authority.invite(role, list(attributes), 1))
-        return home
+        return self._town.join(role, *attributes).home
 
     @cached_property
     def people(self) -> People:
@@ -142,11 +125,7 @@ class Testbed:
 
     def cpu(self) -> dict[str, float]:
         """CPU seconds that the processes have used so far, by name."""
-        return {
-            name: cpu_seconds(daemon.process.pid)
-            for name, daemon in self.supervisor.daemons.items()
-            if daemon.process is not None
-        }
+        return {name: cpu_seconds(pid) for name, pid in self._town.pids().items()}
 
     @contextmanager
     def on_halves(self) -> Iterator[None]:
@@ -194,7 +173,7 @@ class Testbed:
         )
 
     def height(self, kind: ChainKind) -> int:
-        return max(self._journal(kind, "SELECT COALESCE(MAX(height), 0) FROM final"))[0]
+        return int(self._journal(kind, "SELECT COALESCE(MAX(height), 0) FROM final")[0][0])
 
     def on_chain(self, kind: ChainKind, after: int) -> list[Transaction]:
         """The final transactions in the journal of a node, in blocks above a height."""
@@ -231,11 +210,12 @@ def _place(name: bytes) -> str:
 
 
 class Lab:
-    """One run of the experiments: how thorough, from which seed, on which bundles, with rows in the folder `out`. Networks start when first wanted."""
+    """One run of the experiments: how thorough, from which seed, on which bundles, with rows in the folder `out`. Networks start when first
+    wanted, and stop with `close`."""
 
-    def __init__(self, folder: Path, out: Path, is_quick: bool, seed: int, bundles: Sequence[Path]) -> None:
+    def __init__(self, out: Path, is_quick: bool, seed: int, bundles: Sequence[Path]) -> None:
         self.out, self.is_quick, self.seed, self.bundles = out, is_quick, seed, bundles
-        self._folder, self._stack = folder, ExitStack()
+        self._stack = ExitStack()
         self._testbeds: dict[tuple[int, int], Testbed] = {}
 
     def close(self) -> None:
@@ -244,8 +224,7 @@ class Lab:
     def testbed(self, storage: int = 4, sharing: int = 4) -> Testbed:
         shape = storage, sharing
         if shape not in self._testbeds:
-            self._testbeds[shape] = Testbed(self._folder / f"{storage}-{sharing}", storage, sharing)
-            self._stack.callback(self._testbeds[shape].close)
+            self._testbeds[shape] = Testbed(self._stack.enter_context(town(storage=storage, sharing=sharing)))
         return self._testbeds[shape]
 
     def schemes(self, people: People) -> Iterator[Scheme]:
@@ -287,29 +266,3 @@ def quantile(values: Sequence[float], q: float) -> float:
     """The value that a share `q` of them does not exceed."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """A CSV file with the columns of the first row; numbers with six digits that count."""
-    temporary = path.with_suffix(".part")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    temporary.replace(path)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """As `write_rows` wrote them; what looks like a number is one."""
-    with path.open(newline="") as file:
-        return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
-
-
-def _value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

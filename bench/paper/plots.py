@@ -5,15 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bench.paper.lab import Row
+from bench.results import draw
 
 SCHEMES = {
     "traditional": ("Traditional", "#E69F00", "s"),
@@ -33,23 +30,11 @@ KINDS = {
     "signatures": ("signatures", "#009E73"),
     "other": ("other", "#999999"),
 }
-STYLE: dict[str, Any] = {
-    "figure.constrained_layout.use": True,
-    "font.size": 9,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 4.5,
-    "legend.frameon": False,
-    "savefig.dpi": 130,
-    "svg.hashsalt": "diptych",
-}
+LINE: dict[str, Any] = {"capsize": 2, "elinewidth": 0.8, "linewidth": 1.5, "markersize": 4.5}
 
 
-def storage(rows: Sequence[Row]) -> Figure:
-    figure, (axes,) = _figure(1, 1, (6.4, 3.4))
+def storage(figure: Figure, rows: Sequence[Row]) -> None:
+    (axes,) = _panels(figure, 1, 1)
     rows = [r for r in rows if not r["bundle"].startswith("made")]
     names = [name for name in SCHEMES if any(r["scheme"] == name for r in rows)]
     bottom = [0.0] * len(names)
@@ -60,11 +45,10 @@ def storage(rows: Sequence[Row]) -> Figure:
     axes.set_xticks(range(len(names)), [SCHEMES[name][0] for name in names])
     axes.set_ylabel("kB in the cloud, mean over the bundles")
     axes.legend()
-    return figure
 
 
-def index(rows: Sequence[Row]) -> Figure:
-    figure, (left, right) = _figure(1, 2, (7.6, 3.2))
+def index(figure: Figure, rows: Sequence[Row]) -> None:
+    (left, right) = _panels(figure, 1, 2)
     stored = [r for r in rows if r["transaction"] != "access.request"]
     entries = [r for r in rows if r["transaction"] == "record.publish"]
     for axes, chosen, field, title in (
@@ -83,12 +67,11 @@ def index(rows: Sequence[Row]) -> Figure:
         axes.set_xlabel("shared parts k")
         axes.set_ylabel(title)
     left.legend()
-    return figure
 
 
-def fig7(rows: Sequence[Row]) -> Figure:
+def fig7(figure: Figure, rows: Sequence[Row]) -> None:
     users = sorted({r["users"] for r in rows})
-    figure, panels = _figure(1, len(users), (2.2 + 2.9 * len(users), 3.4), sharey=True)
+    panels = _panels(figure, 1, len(users), sharey=True)
     for axes, many in zip(panels, users, strict=True):
         _lines(
             axes,
@@ -105,11 +88,10 @@ def fig7(rows: Sequence[Row]) -> Figure:
         axes.set_xlabel("shared parts k")
     panels[0].set_ylabel("response time, ms\n(mean; bars: fastest and slowest)")
     panels[0].legend(fontsize=8)
-    return figure
 
 
-def fig8(rows: Sequence[Row]) -> Figure:
-    figure, (left, middle, right) = _figure(1, 3, (10.4, 3.4))
+def fig8(figure: Figure, rows: Sequence[Row]) -> None:
+    (left, middle, right) = _panels(figure, 1, 3)
     swept = [r for r in rows if r["nodes"] != "2x4" or r["split"] == 0.5]
     for axes, field, title in (
         (left, "mean_ms", "mean response time, ms"),
@@ -125,12 +107,11 @@ def fig8(rows: Sequence[Row]) -> Figure:
     right.set_ylim(bottom=0)
     right.set_xlabel("share of 64 users on the sharing chain")
     right.set_ylabel("mean response time, ms")
-    return figure
 
 
-def changes(rows: Sequence[Row]) -> Figure:
+def changes(figure: Figure, rows: Sequence[Row]) -> None:
     kinds = list(dict.fromkeys(r["change"] for r in rows))
-    figure, panels = _figure(2, len(kinds), (7.6, 5.6))
+    panels = _panels(figure, 2, len(kinds))
     fields = (("ms", "time, ms"), ("uploaded_bytes", "bytes sent to the cloud"))
     for number, (field, title) in enumerate(fields):
         for axes, kind in zip(panels[number * len(kinds) :], kinds, strict=False):
@@ -142,30 +123,26 @@ def changes(rows: Sequence[Row]) -> Figure:
             axes.set_ylabel(title)
             axes.set_title(kind, fontsize=9)
     panels[0].legend(fontsize=8)
-    return figure
 
 
-PLOTS: dict[str, Callable[[Sequence[Row]], Figure]] = {
-    "storage": storage,
-    "index": index,
-    "fig7": fig7,
-    "fig8": fig8,
-    "changes": changes,
+PLOTS: dict[str, tuple[Callable[[Figure, Sequence[Row]], None], tuple[float, float]]] = {
+    "storage": (storage, (6.4, 3.4)),
+    "index": (index, (7.6, 3.2)),
+    "fig7": (fig7, (9.5, 3.4)),
+    "fig8": (fig8, (10.4, 3.4)),
+    "changes": (changes, (7.6, 5.6)),
 }
 
 
-def draw(name: str, rows: Sequence[Row], folder: Path) -> None:
+def draw_rows(name: str, rows: Sequence[Row], folder: Path) -> None:
     """Write `name`.png and `name`.svg."""
-    with matplotlib.rc_context(STYLE):
-        figure = PLOTS[name](rows)
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-        figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    plot, size = PLOTS[name]
+    draw(folder / name, lambda figure: plot(figure, rows), size)
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float], **more: Any) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=size)
-    panels = figure.subplots(rows, columns, squeeze=False, **more)
-    return figure, [axes for row in panels for axes in row]
+def _panels(figure: Figure, rows: int, columns: int, **more: Any) -> list[Axes]:
+    found = figure.subplots(rows, columns, squeeze=False, **more)
+    return [axes for row in found for axes in row]
 
 
 def _lines(
@@ -192,8 +169,7 @@ def _lines(
                 color=colour,
                 marker=marker,
                 label=label,
-                capsize=2,
-                elinewidth=0.8,
+                **LINE,
             )
 
 

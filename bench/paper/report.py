@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.paper.lab import Row, read_rows
-from bench.paper.plots import NODES, PLOTS, SCHEMES, draw
+from bench.paper.lab import Row
+from bench.paper.plots import NODES, PLOTS, SCHEMES, draw_rows
+from bench.results import read_rows
 
 EXPERIMENTS = ("storage", "index", "fig7", "fig8", "changes", "claims")
 CONDITIONS = "conditions.json"
@@ -63,7 +64,7 @@ def _blocks(folder: Path) -> list[Block]:
         rows = read_rows(path)
         blocks += _docstring(module.__doc__ or "")
         if name in PLOTS:
-            draw(name, rows, folder)
+            draw_rows(name, rows, folder)
             blocks.append(Picture(name, module.TITLE))
         blocks += TABLES[name](rows)
         done = conditions["experiments"].get(name)
@@ -78,7 +79,6 @@ def _blocks(folder: Path) -> list[Block]:
 
 def _about(conditions: dict[str, Any]) -> list[Block]:
     mode = conditions["mode"]
-    machine = conditions["machine"]
     return [
         Words(
             f"Made by `python -m bench paper{' --quick' if mode == 'quick' else ''}` (mode: {mode}, seed {conditions['seed']}). All schemes run on the same "
@@ -88,11 +88,7 @@ def _about(conditions: dict[str, Any]) -> list[Block]:
         Table(
             ["condition", ""],
             [
-                ["processor", f"{machine['processor']}, {machine['cores']} cores"],
-                ["memory", f"{machine['memory_gib']:.0f} GiB"],
-                ["system", machine["system"]],
-                ["Python", machine["python"]],
-                ["libraries", ", ".join(f"{k} {v}" for k, v in sorted(machine["libraries"].items()))],
+                *([name, str(value)] for name, value in conditions["machine"].items()),
                 ["bundles", ", ".join(conditions["bundles"])],
             ],
         ),

@@ -1,12 +1,7 @@
 """One run: which experiments are left to do, how long they will take, their rows, and under which conditions they came about."""
 
 import importlib
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
-import tempfile
 import time
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
@@ -16,12 +11,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from bench.paper.lab import Lab, Piece, Row, write_rows
+from bench.paper.lab import Lab, Piece, Row
 from bench.paper.report import CONDITIONS, EXPERIMENTS, make_report
+from bench.results import conditions, write_rows
 from crypto.errors import Conflict
-
-ROOT = Path(__file__).resolve().parents[2]
-LIBRARIES = ("cryptography", "httpx2", "libp2p", "matplotlib", "msgspec", "pymcl", "starlette", "uvicorn")
 
 
 def run(
@@ -33,23 +26,22 @@ def run(
     rows of another mode, seed or other bundles; `fresh` replaces them.
     """
     out.mkdir(parents=True, exist_ok=True)
-    conditions = _conditions(out, is_quick, seed, bundles, fresh)
+    known = _conditions(out, is_quick, seed, bundles, fresh)
     if fresh:
         for name in only or EXPERIMENTS:
             (out / f"{name}.csv").unlink(missing_ok=True)
     todo = [n for n in EXPERIMENTS if (n in only if only else not (out / f"{n}.csv").exists())]
     console = Console(soft_wrap=True, highlight=False)
-    with tempfile.TemporaryDirectory(prefix="diptych-paper-") as folder:
-        lab = Lab(Path(folder), out, is_quick, seed, bundles)
-        try:
-            _run(lab, todo, conditions, console)
-        finally:
-            lab.close()
+    lab = Lab(out, is_quick, seed, bundles)
+    try:
+        _run(lab, todo, known, console)
+    finally:
+        lab.close()
     make_report(out)
     console.print(f"The report: {out / 'report.html'} and {out / 'report.md'}")
 
 
-def _run(lab: Lab, todo: Sequence[str], conditions: dict[str, Any], console: Console) -> None:
+def _run(lab: Lab, todo: Sequence[str], known: dict[str, Any], console: Console) -> None:
     pieces: dict[str, list[Piece]] = {
         name: list(importlib.import_module(f"bench.paper.{name}").pieces(lab)) for name in todo
     }
@@ -74,12 +66,12 @@ def _run(lab: Lab, todo: Sequence[str], conditions: dict[str, Any], console: Con
                 progress.advance(task, piece.seconds)
             write_rows(lab.out / f"{name}.csv", rows)
             seconds = time.monotonic() - began
-            conditions["experiments"][name] = {
+            known["experiments"][name] = {
                 "date": datetime.now(UTC).date().isoformat(),
-                "commit": commit(),
+                "commit": conditions()["commit"],
                 "seconds": round(seconds, 1),
             }
-            _write_conditions(lab.out, conditions)
+            _write_conditions(lab.out, known)
             console.print(f"{name}: {len(rows)} rows in {seconds:.0f} s; {left}")
 
 
@@ -100,55 +92,26 @@ class _Left:
 
 
 def _conditions(out: Path, is_quick: bool, seed: int, bundles: Sequence[Path], fresh: bool) -> dict[str, Any]:
+    machine = conditions()
+    machine.pop("commit")  # each experiment has its own
     wanted = {
         "mode": "quick" if is_quick else "full",
         "seed": seed,
         "bundles": [path.name for path in bundles],
-        "machine": _machine(),
+        "machine": machine,
     }
-    known: dict[str, Any] = {}
+    before: dict[str, Any] = {}
     if (out / CONDITIONS).exists() and not fresh:
-        known = json.loads((out / CONDITIONS).read_text())
-        if any(known[name] != wanted[name] for name in wanted):
+        before = json.loads((out / CONDITIONS).read_text())
+        if any(before[name] != wanted[name] for name in wanted):
             raise Conflict(
                 f"{out} holds a run in another mode, on another machine, with another seed or other bundles; choose another --out, "
                 "or replace it with --fresh"
             )
-    conditions = {**wanted, "experiments": known.get("experiments", {})}
-    _write_conditions(out, conditions)
-    return conditions
+    known = {**wanted, "experiments": before.get("experiments", {})}
+    _write_conditions(out, known)
+    return known
 
 
-def _write_conditions(out: Path, conditions: dict[str, Any]) -> None:
-    (out / CONDITIONS).write_text(json.dumps(conditions, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
-
-
-def _machine() -> dict[str, Any]:
-    """What the figures depend on; nothing that names the machine."""
-    processor = platform.machine()
-    with open("/proc/cpuinfo") as file:
-        processor = next(
-            (line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), processor
-        )
-    return {
-        "processor": processor,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
-        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
-        "python": platform.python_version(),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-    }
-
-
-def commit() -> str:
-    """The commit that is checked out, with a plus if files differ from it; `unknown` outside a clone."""
-    try:
-        head = _git("rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(*words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603, S607
-    return done.stdout.strip()
+def _write_conditions(out: Path, known: dict[str, Any]) -> None:
+    (out / CONDITIONS).write_text(json.dumps(known, indent=1, ensure_ascii=False, sort_keys=True) + "\n")

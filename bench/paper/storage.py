@@ -21,9 +21,7 @@ MADE = (10_000, 100_000, 1_000_000, 10_000_000)
 
 def pieces(lab: Lab) -> Iterator[Piece]:
     for path in lab.bundles:
-        yield Piece(
-            path.name, 2.5, lambda path=path: _store(lab, path.name, lab.parts_of(path), PAPER_SHARED)
-        )  # type: ignore[misc]
+        yield Piece(path.name, 2.5, partial(_store, lab, path.name, lab.parts_of(path), PAPER_SHARED))
     for size in MADE[: 3 if lab.is_quick else 4]:
         parts = made_parts(lab.seed, SHARED, PRIVATE, size // (SHARED + PRIVATE))
         work = partial(_store, lab, f"made, {size:,} B", parts, frozenset(labels(parts, "m5")))

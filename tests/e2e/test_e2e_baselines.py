@@ -3,17 +3,17 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import msgspec
 import pytest
 from e2e_files import SAMPLES
 
 from bench.baselines import SCHEMES, Bpds, Diptych, Held, OneChain, People, Rights, Scheme, Traditional
-from client.doctor import Record, SignedPart
+from client.doctor import SignedPart, decode_part
 from client.fhir import PRIVATE, Part, join, load_bundle, load_profile, read_bundle, split, tokens_equal
 from client.home import Home
-from client.patient import Patient
 from client.session import Session
+from crypto.codec import encode
 from crypto.errors import Denied, DiptychError, Unauthentic
+from crypto.parts import seal_part
 from node.devnet import Supervisor
 
 BEFORE = Rights(("role:doctor", "role:government"), ("role:researcher",))
@@ -107,18 +107,15 @@ def test_rights_that_are_swapped_hold_for_the_next_request(
 def test_content_that_the_doctor_did_not_sign_is_refused(
     scheme: Scheme, cast: Cast, parts: list[Part], monkeypatch
 ):
-    """A patient who lies about the content after the doctor has signed deceives no reader."""
-    honest = Patient.load
+    """A patient who encrypts something else than what the doctor has signed deceives no reader."""
 
-    def lying(self: Patient, record: bytes):
-        stored = honest(self, record)
-        first, *others = stored.record.parts
-        forged = SignedPart(first.label, first.content.replace(b"{", b'{"x":"y",', 1))
-        record_of = Record(stored.record.signature, (forged, *others))
-        return msgspec.structs.replace(stored, record=record_of)
+    def forging(key: bytes, record: bytes, index: int, version: int, tag: bytes, message: bytes) -> bytes:
+        signed = decode_part(message)
+        forged = SignedPart(signed.label, signed.content.replace(b"{", b'{"x":"y",', 1))
+        return seal_part(key, record, index, version, tag, encode(forged))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Patient, "load", lying)
+        patch.setattr("client.patient.seal_part", forging)
         chosen = [p for p in parts if p.label in SHARED]
         held = scheme.store(chosen, SHARED, BEFORE)
     with pytest.raises(Unauthentic):
@@ -188,8 +185,8 @@ def test_every_request_allowed_or_denied_stands_on_chain_with_who_and_why(cast: 
         log = scheme.patient.log(held.records["record"])
     asked = [(kind, r.sender, r.ok, r.code) for kind, r in log if r.kind == "access.request"]
     assert asked == [
-        ("sharing", cast.researcher.sign.public, True, "granted"),
-        ("storage", cast.full.sign.public, True, "granted"),
+        ("sharing", cast.researcher.sign.public, True, "allowed"),
+        ("storage", cast.full.sign.public, True, "allowed"),
         ("storage", cast.stranger.sign.public, False, "policy-not-met"),
         ("storage", cast.researcher.sign.public, False, "policy-not-met"),
     ]
