@@ -209,12 +209,25 @@ class Doctor:
         findings not acknowledged, `NotFound` or `Denied` for a patient who is not certified, `Conflict` or `Unauthentic` for a file that
         was changed meanwhile: then what was written of the package is good for nothing.
         """
-        session, home = self._session, self._session.home
-        if home.ces is None:
-            raise Denied("only a doctor's home can sign records; this one has no record-signing key")
+        session = self._session
         session.progress("reading and slicing the bundle")
         parts = split(read_bundle(bundle), profile)
         check_signing(parts, acknowledged)
+        return self.sign_parts(parts, patient, profile.name, package, rules, attachments)
+
+    def sign_parts(
+        self,
+        parts: list[Part],
+        patient: bytes,
+        profile: str,
+        package: BinaryIO,
+        rules: Sequence[str] = (),
+        attachments: Sequence[Path] = (),
+    ) -> tuple[Signed, list[Part]]:
+        """Sign parts that were looked at as one record; all else as `prepare`."""
+        session, home = self._session, self._session.home
+        if home.ces is None:
+            raise Denied("only a doctor's home can sign records; this one has no record-signing key")
         files = attach.files(attachments, len(parts))
         messages = _Messages(parts, files, session)
         names = named(messages.labels)
@@ -228,7 +241,7 @@ class Doctor:
             patient=patient,
             doctor=home.sign.public,
             created_ms=now_ms(),
-            profile=profile.name,
+            profile=profile,
             rules=parsed,
         )
         found = write_package(signature, messages.labels, iter(messages), sealed_to, package)
