@@ -156,7 +156,10 @@ class Writer:
         if number == 0:
             staff = [(self.doctor(n), "doctor") for n in range(DOCTORS)]
             staff += [(self.reader(n), "user") for n in range(READERS)]
-            said = [(self._authority, self._certify(key, role)) for key, role in staff]  # type: ignore[arg-type]
+            said: list[tuple[SigningKey, Action]] = [
+                (self._authority, self._certify(key, role))  # type: ignore[arg-type]
+                for key, role in staff
+            ]
         else:
             units = BLOCK_TXS // UNIT
             first = (number - 1) * units

@@ -21,7 +21,6 @@ it into `growth.png` and `growth.svg`. The goal is that no median at the longest
 
 import csv
 import os
-import platform
 import random
 import shutil
 import sqlite3
@@ -41,10 +40,10 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bench import chains
+from bench import chains, results
 from bench.chains import BLOCK_TXS, MEMBER, RECORDS, TAGS, UNIT, Chain, Writer, build
-from bench.lines import console, machine
 from bench.proc import status
+from bench.results import console
 from client.light import LightClient
 from client.web import checked, http_client
 from configs.files import load_network
@@ -342,7 +341,7 @@ def _timed_checks() -> Iterator[list[float]]:
         check(*args)
         seconds.append(time.thread_time() - began)
 
-    tdh2.check = timed
+    tdh2.check = timed  # type: ignore[assignment]
     try:
         yield seconds
     finally:
@@ -387,8 +386,7 @@ def _weigh_backups(growth: Growth, size: int, folder: Path) -> None:
 
 def conditions(seed: int) -> str:
     return (
-        f"{machine('uvicorn', 'starlette', 'httpx2', 'matplotlib')}; SQLite {sqlite3.sqlite_version}; {platform.system()} "
-        f"{platform.release()}; seed {seed}; one storage node a chain, {BLOCK_TXS} transactions a block, the files in the page "
+        f"{', '.join(f'{name} {value}' for name, value in results.conditions().items())}; SQLite {sqlite3.sqlite_version}; seed {seed}; one storage node a chain, {BLOCK_TXS} transactions a block, the files in the page "
         "cache as they were written"
     )
 

@@ -205,15 +205,15 @@ class Doctor:
 
         `rules` say which selections of parts may be extracted, in the language of `crypto.ceas` over the labels of parts and
         groups; `acknowledged` are ids of findings in the parts that the profile shares (`client.fhir.lint`). Of an attached file, the
-        part that says what it is stands among the parts returned. `record` is the id, 16 fresh random bytes. Raises `Malformed` for a bad bundle, rule or file, `FindingsLeft` for
-        findings not acknowledged, `NotFound` or `Denied` for a patient who is not certified, `Conflict` or `Unauthentic` for a file that
-        was changed meanwhile: then what was written of the package is good for nothing.
+        part that says what it is stands among the parts returned. `record` is the id, 16 fresh random bytes. Raises `Malformed` for a
+        bad bundle, rule or file, `FindingsLeft` for findings not acknowledged, `NotFound` or `Denied` for a patient who is not certified,
+        `Conflict` or `Unauthentic` for a file that was changed meanwhile: then what was written of the package is good for nothing.
         """
         session = self._session
         session.progress("reading and slicing the bundle")
         parts = split(read_bundle(bundle), profile)
         check_signing(parts, acknowledged)
-        return self.sign_parts(parts, patient, profile.name, package, rules, attachments)
+        return self.sign_parts(parts, patient, profile.name, package, rules, attachments, record)
 
     def sign_parts(
         self,
@@ -223,6 +223,7 @@ class Doctor:
         package: BinaryIO,
         rules: Sequence[str] = (),
         attachments: Sequence[Path] = (),
+        record: bytes | None = None,
     ) -> tuple[Signed, list[Part]]:
         """Sign parts that were looked at as one record; all else as `prepare`."""
         session, home = self._session, self._session.home
