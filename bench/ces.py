@@ -88,11 +88,16 @@ def _ours(suite: str, form: Form, messages: list[bytes], keep: list[int]) -> Ste
 
     issued = sign()
     full = ces.decode_full(issued)
-    shown = encode(full.extract(messages, keep))
+    shown = encode(full.extract(full.commitments(messages), keep))
     parts = {i: (full.tag(i), messages[i]) for i in keep}
+
+    def extract() -> bytes:
+        received = ces.decode_full(issued)
+        return encode(received.extract(received.commitments(messages), keep))
+
     return Steps(
         sign,
-        lambda: encode(ces.decode_full(issued).extract(messages, keep)),
+        extract,
         lambda: ces.verify(ces.decode_extract(shown), parts, (suite, signer.public)),
         len(shown) + sum(len(tag) for tag, _ in parts.values()),
     )

@@ -3,6 +3,9 @@
 The daemons are real processes, the clients real homes; only the machine is shared by all of them.
 """
 
+import base64
+import json
+import random
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -61,7 +64,20 @@ def town(**shape: object) -> Iterator[Town]:
 
 
 def record_of(size: int) -> bytes:
-    """An invented patient's bundle of about `size` bytes, the same on every run: one with as many visits as that takes, and at least
-    none."""
-    empty = bundle(replace(PEOPLE[1], visits=0))
-    return bundle(replace(PEOPLE[1], visits=max(0, size - len(empty)) // VISIT_BYTES))
+    """An invented patient's bundle of `size` bytes, the same on every run: as many visits as that takes, and to fill it up a document. At
+    least 6 kB."""
+    person = PEOPLE[1]
+    visits = max(0, size - len(bundle(replace(person, visits=0)))) // VISIT_BYTES
+    while visits and len(bundle(replace(person, visits=visits))) + len(_document(0)) > size:
+        visits -= 1
+    whole = bundle(replace(person, visits=visits)).rstrip()
+    assert whole.endswith(b"]}")
+    return whole[:-2] + _document(size - len(whole) - len(_document(0))) + b"]}"
+
+
+def _document(size: int) -> bytes:
+    """An entry with this many characters of base64."""
+    drawn = random.Random(size).randbytes(max(0, size) * 3 // 4)  # noqa: S311 - invented data
+    data = base64.b64encode(drawn).ljust(max(0, size), b"=")
+    resource = {"resourceType": "Binary", "contentType": "application/octet-stream", "data": data.decode()}
+    return b"," + json.dumps({"resource": resource}, separators=(",", ":")).encode()

@@ -481,18 +481,20 @@ async def _authorise(body: DownloadBody, view: View, config: CloudConfig, now_ms
             "other-version",
         )
     try:
-        await asyncio.to_thread(_check_standing, chain, ticket, config.authority, now_ms, False)
+        await _check_standing(chain, ticket, config.authority, now_ms, False)
     except Denied:  # what was asked some seconds ago may not hold any more
-        await asyncio.to_thread(_check_standing, chain, ticket, config.authority, now_ms, True)
+        await _check_standing(chain, ticket, config.authority, now_ms, True)
 
 
-def _check_standing(chain: Chain, ticket: Ticket, authority: bytes, now_ms: int, fresh: bool) -> None:
+async def _check_standing(chain: Chain, ticket: Ticket, authority: bytes, now_ms: int, fresh: bool) -> None:
     """Raise `Denied` unless the chain says that the requester is certified and the ticket's version current."""
-    person = chain.person(ticket.requester, fresh)
+    person, entry = await asyncio.gather(
+        asyncio.to_thread(chain.person, ticket.requester, fresh),
+        asyncio.to_thread(chain.record, ticket.record, fresh),
+    )
     if person is None or person.is_revoked:
         raise Denied("the credential of this key was revoked", "revoked")
     person.signed.verify(authority, now_ms)
-    entry = chain.record(ticket.record, fresh)
     if entry is None or (entry.status, entry.version, entry.commit) != (
         "published",
         ticket.version,

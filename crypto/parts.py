@@ -69,11 +69,15 @@ def seal_part(
         raise Malformed(f"part {index} has {len(message)} bytes, more than {MAX_MESSAGE}: split it")
     # An empty message has no frame: the library stops reading at a stated size of 0 and lets others follow.
     frame = _compress(message) if message else b""
-    content = len(frame).to_bytes(_SIZE_BYTES, "big") + frame
-    if (size := _OVERHEAD + len(content)) > MAX_SEALED:
+    used = _SIZE_BYTES + len(frame)
+    if (size := _OVERHEAD + used) > MAX_SEALED:
         raise Malformed(f"part {index} has {size} bytes when sealed, more than {MAX_SEALED}: split it")
-    padded = content.ljust(min(_padded_size(len(content)), MAX_SEALED - _OVERHEAD), b"\0")
-    return _MARKER + _seal(key32, tag + padded, encode((_SEAL_SUITE, record, index, sealed_in)), random)
+    zeros = bytes(min(_padded_size(used), MAX_SEALED - _OVERHEAD) - used)
+    # Of a large part, each copy counts: there are as few as can be.
+    padded = b"".join((tag, len(frame).to_bytes(_SIZE_BYTES, "big"), frame, zeros))
+    del frame
+    context = encode((_SEAL_SUITE, record, index, sealed_in))
+    return _seal(key32, padded, context, random, _MARKER)
 
 
 def open_part(
@@ -89,10 +93,10 @@ def open_part(
     if not sealed.startswith(_MARKER):
         raise Unauthentic(f"part {index} is damaged, or sealed in a form that this version does not know")
     context = encode((_SEAL_SUITE, record, index, sealed_in))
-    plaintext = _open(key32, sealed[len(_MARKER) :], context, f"part {index}")
-    tag, content = plaintext[:TAG_BYTES], plaintext[TAG_BYTES:]
+    plaintext = memoryview(_open(key32, memoryview(sealed)[len(_MARKER) :], context, f"part {index}"))
+    tag, content = bytes(plaintext[:TAG_BYTES]), plaintext[TAG_BYTES:]
     end = _SIZE_BYTES + int.from_bytes(content[:_SIZE_BYTES], "big")
-    if len(content) < max(_SIZE_BYTES, end) or content[end:].strip(b"\0"):
+    if len(content) < max(_SIZE_BYTES, end) or bytes(content[end:]).strip(b"\0"):
         raise Malformed(f"part {index} is not a tag, a frame and zeros: ask its owner to seal it again")
     return tag, _decompress(content[_SIZE_BYTES:end], index, limit)
 
@@ -123,12 +127,14 @@ def _aead(key32: bytes) -> AESGCM:
     return AESGCM(key32)
 
 
-def _seal(key32: bytes, plaintext: bytes, context: bytes, random: Callable[[int], bytes]) -> bytes:
+def _seal(
+    key32: bytes, plaintext: bytes, context: bytes, random: Callable[[int], bytes], marker: bytes = b""
+) -> bytes:
     nonce = random(_NONCE_BYTES)
-    return nonce + _aead(key32).encrypt(nonce, plaintext, context)
+    return b"".join((marker, nonce, _aead(key32).encrypt(nonce, plaintext, context)))
 
 
-def _open(key32: bytes, sealed: bytes, context: bytes, what: str) -> bytes:
+def _open(key32: bytes, sealed: bytes | memoryview, context: bytes, what: str) -> bytes:
     if len(sealed) < _NONCE_BYTES + _GCM_TAG_BYTES:
         raise Unauthentic(f"{what} is cut short: fetch it again")
     try:
@@ -162,7 +168,7 @@ def _compress(message: bytes) -> bytes:
     return frame
 
 
-def _decompress(frame: bytes, index: int, limit: int) -> bytes:
+def _decompress(frame: memoryview, index: int, limit: int) -> bytes:
     if not frame:
         return b""
     try:
