@@ -12,7 +12,6 @@ block a second of chain time; nodes 2 and 3 get copies. Then processes do what i
 """
 
 import os
-import platform
 import shutil
 import sqlite3
 import statistics
@@ -25,12 +24,11 @@ from typing import Annotated
 
 import httpx2
 import typer
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from bench.chains import Place, make_network, next_block
 from bench.proc import cpu_seconds, status
+from bench.results import Row, console, publish
 from client.web import now_ms
 from configs.files import read_key, write
 from crypto.codec import encode
@@ -45,7 +43,6 @@ from protocol.tx import Action, Attest, Certify, Tx
 
 BATCH, SHORT = 200, 1000
 NAMES = [f"storage-{n}" for n in range(1, 5)]
-console = Console(soft_wrap=True)
 
 
 def final_blocks(
@@ -131,7 +128,7 @@ def time_restarts(folder: Path, repeats: int) -> float:
     return statistics.median(times)
 
 
-def time_catch_up(folder: Path, blocks: int, txs: int) -> list[str]:
+def time_catch_up(folder: Path, blocks: int, txs: int) -> Row:
     """One row of the table."""
     for lost in (folder / NAMES[3] / "data", folder / NAMES[3] / "keys" / "consensus.journal"):
         if lost.is_dir():
@@ -149,15 +146,15 @@ def time_catch_up(folder: Path, blocks: int, txs: int) -> list[str]:
         took = time.perf_counter() - began
         cpu = [cpu_seconds(pid) - start for pid, start in zip(pids, before, strict=True)]
         peaks = [status(pid, "VmHWM") / 2**20 for pid in pids]
-    return [
-        f"{took:.1f}",
-        f"{blocks / took:,.0f}",
-        f"{blocks * txs / took:,.0f}",
-        f"{cpu[3]:.1f}",
-        f"{max(cpu[:3]):.1f}",
-        f"{peaks[3]:.0f}",
-        f"{max(peaks[:3]):.0f}",
-    ]
+    return {
+        "catch-up s": took,
+        "blocks/s": blocks / took,
+        "tx/s": blocks * txs / took,
+        "CPU of the new node s": cpu[3],
+        "of the busiest peer s": max(cpu[:3]),
+        "peak MiB of the new node": peaks[3],
+        "of a peer": max(peaks[:3]),
+    }
 
 
 def set_transport(folder: Path, transport: str) -> None:
@@ -175,6 +172,7 @@ def main(
     folder: Annotated[
         Path | None, typer.Option("--dir", help="Keep the networks here and use them again.")
     ] = None,
+    out: Annotated[Path, typer.Option(help="The folder for CSV files.")] = Path("bench/results/catchup"),
 ) -> None:
     """Time the restart of a node on a long chain and the catch-up of an empty one."""
     transports = transport or ["libp2p", "tls"]
@@ -187,34 +185,24 @@ def main(
             size = (
                 db.execute("PRAGMA page_count").fetchone()[0] * db.execute("PRAGMA page_size").fetchone()[0]
             )
-        console.print(f"the journal of {blocks:,} blocks of {txs} transactions has {size / 2**20:,.0f} MiB")
-        restarts = Table(
-            "transport", f"restart on {blocks:,} blocks, s", f"on {SHORT} blocks, s", "difference, s"
-        )
-        catches = Table(
-            "transport",
-            "catch-up, s",
-            "blocks/s",
-            "tx/s",
-            "CPU of the new node, s",
-            "of the busiest peer, s",
-            "peak MiB of the new node",
-            "of a peer",
-        )
+        restarts: list[Row] = []
+        catches: list[Row] = []
         for name in transports:
             times = {}
             for length in (blocks, SHORT):
                 set_transport(where / str(length), name)
                 times[length] = time_restarts(where / str(length), repeats)
-            restarts.add_row(
-                name, *(f"{t:.2f}" for t in times.values()), f"{times[blocks] - times[SHORT]:.2f}"
-            )
-            catches.add_row(name, *time_catch_up(where / str(blocks), blocks, txs))
-    console.print(restarts, catches)
-    console.print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}; "
-        f"restart: median of {repeats}, catch-up: one run"
-    )
+                row = {"transport": name, "blocks": length, "runs": repeats, "p50 s": times[length]}
+                restarts.append(row)
+            row = {
+                "transport": name,
+                "blocks": blocks,
+                "tx a block": txs,
+                "journal MiB": size / 2**20,
+                "runs": 1,
+            }
+            catches.append({**row, **time_catch_up(where / str(blocks), blocks, txs)})
+    publish(out, restart=restarts, catchup=catches)
 
 
 if __name__ == "__main__":

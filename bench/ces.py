@@ -5,7 +5,7 @@ what was disclosed. Every step starts and ends with what travels: ours encodes a
 parses. Overhead is all that travels besides the disclosed parts themselves: for ours the encoded extract and the tags of the
 disclosed parts. Disclosed parts are spread evenly, which makes an opening in a tree as large as it gets.
 
-    python -m bench.ces
+    python -m bench.crypto --only ces
 """
 
 import os
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from bench.lines import Line, Peer, Sample, machine, measure, show
+from bench.lines import Line, Peer, Sample, measure
 from crypto import ces
 from crypto.codec import encode
 from crypto.commitvector import Form
@@ -88,11 +88,16 @@ def _ours(suite: str, form: Form, messages: list[bytes], keep: list[int]) -> Ste
 
     issued = sign()
     full = ces.decode_full(issued)
-    shown = encode(full.extract(messages, keep))
+    shown = encode(full.extract(full.commitments(messages), keep))
     parts = {i: (full.tag(i), messages[i]) for i in keep}
+
+    def extract() -> bytes:
+        received = ces.decode_full(issued)
+        return encode(received.extract(received.commitments(messages), keep))
+
     return Steps(
         sign,
-        lambda: encode(ces.decode_full(issued).extract(messages, keep)),
+        extract,
         lambda: ces.verify(ces.decode_extract(shown), parts, (suite, signer.public)),
         len(shown) + sum(len(tag) for tag, _ in parts.values()),
     )
@@ -132,8 +137,3 @@ def _peer(algorithm: str, messages: list[bytes], keep: list[int]) -> Steps:
     opened = verify()
     assert {name for name in opened if name.startswith("m")} == wanted.keys()
     return Steps(sign, extract, verify, len(shown) - sum(len(messages[i]) for i in keep))
-
-
-if __name__ == "__main__":
-    show("Content extraction signatures", lines())
-    print(machine("cryptography", "pynacl", "msgspec", "sd-jwt", "jwcrypto"))

@@ -9,7 +9,6 @@ same run is etcd with four members under the same load (it checks no signature);
 
 import asyncio
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -24,10 +23,9 @@ from typing import Annotated
 import httpx2
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from bench.proc import cpu_seconds
+from bench.results import Row, console, publish
 from client.chain import ChainClient
 from client.web import now_ms
 from configs.files import load_network, read_key
@@ -44,7 +42,6 @@ MOST_TX = 8_000
 """Transactions a second for which requests are made ready; if more are needed, clients make them on the way."""
 MOST_IDLE_S = 2
 """How long a connection may lie idle and be used again; a node closes it after 5 s."""
-console = Console(soft_wrap=True)
 
 
 @dataclass
@@ -107,14 +104,19 @@ class Connection:
 
     async def post(self, path: str, body: bytes) -> bytes:
         """The body of the answer, which must be a 200."""
-        head = f"POST {path} HTTP/1.1\r\nhost: node\r\ncontent-length: {len(body)}\r\n\r\n"
+        status, content = await self.ask("POST", path, body)
+        assert status == 200, content
+        return content
+
+    async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Status and body of the answer."""
+        head = f"{method} {path} HTTP/1.1\r\nhost: node\r\ncontent-length: {len(body)}\r\n\r\n"
         self._writer.write(head.encode() + body)
         answer = (await self._reader.readuntil(b"\r\n\r\n")).lower()
         length = int(answer.partition(b"content-length: ")[2].partition(b"\r\n")[0])
         content = await self._reader.readexactly(length)
-        assert answer.startswith(b"http/1.1 200"), content
         self._used = time.monotonic()
-        return content
+        return int(answer[9:12]), content
 
     def close(self) -> None:
         self._writer.close()
@@ -278,8 +280,10 @@ def main(
     size: Annotated[list[int] | None, typer.Option(help="Bytes of a transaction; repeatable.")] = None,
     transport: Annotated[list[str] | None, typer.Option(help="libp2p or tls; repeatable.")] = None,
     seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 10.0,
+    out: Annotated[Path, typer.Option(help="The folder for CSV files.")] = Path("bench/results/consensus"),
 ) -> None:
     """Measure one chain of four nodes, with etcd beside it."""
+    rows: list[Row] = []
     loads, sizes = in_flight or [1, 200, 2000], size or [250, 1000]
     with tempfile.TemporaryDirectory(prefix="diptych-bench-") as temporary:
         systems: list[tuple[str, Diptych | Etcd]] = []
@@ -291,35 +295,27 @@ def main(
                 systems.append(("etcd", Etcd(Path(temporary) / "etcd")))
             else:
                 console.print("etcd is not installed (Debian: etcd-server): no yardstick in this run")
-            table = Table(
-                "bytes",
-                "in flight",
-                "system",
-                "tx/s",
-                "p50 ms",
-                "p99 ms",
-                "CPU us per tx and node",
-                "rate to etcd",
-            )
             for bytes_, load in ((b, n) for b in sizes for n in loads):
                 results = {name: asyncio.run(system.run(load, seconds, bytes_)) for name, system in systems}
                 for name, r in results.items():
-                    ratio = f"{r.rate / results['etcd'].rate:.2f}" if "etcd" in results else "–"
-                    row = [
-                        f"{r.rate:,.0f}",
-                        f"{1e3 * statistics.median(r.latencies):.1f}",
-                        f"{1e3 * r.quantile(0.99):.1f}",
-                    ]
-                    table.add_row(
-                        str(bytes_), str(load), name, *row, f"{1e6 * r.cpu / 4 / r.count / 1.2:.0f}", ratio
+                    rows.append(
+                        {
+                            "bytes": bytes_,
+                            "in flight": load,
+                            "system": name,
+                            "tx/s": r.rate,
+                            "p50 ms": 1e3 * statistics.median(r.latencies),
+                            "p99 ms": 1e3 * r.quantile(0.99),
+                            "CPU us per tx and node": 1e6 * r.cpu / 4 / r.count / 1.2,
+                            "rate to etcd": r.rate / results["etcd"].rate if "etcd" in results else None,
+                            "runs": 1,
+                            "seconds": seconds,
+                        }
                     )
         finally:
             for _, system in systems:
                 system.close()
-    console.print(table)
-    console.print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, one run of {seconds:g} s each"
-    )
+    publish(out, consensus=rows)
 
 
 if __name__ == "__main__":

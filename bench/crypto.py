@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 from types import ModuleType
 from typing import Annotated
@@ -22,7 +23,8 @@ from typing import Annotated
 import typer
 
 from bench import ces
-from bench.lines import Line, Peer, Sample, console, machine, measure, show
+from bench.lines import Line, Peer, Sample, measure, rows
+from bench.results import console, publish
 from crypto import abe, fabeo, fame, group
 from crypto.parts import unwrap_key, wrap_key
 from crypto.policy import parse
@@ -263,16 +265,13 @@ def main(
         list[str] | None, typer.Option(help=f"A section; repeatable. All by default: {', '.join(SECTIONS)}.")
     ] = None,
     seconds: Annotated[float, typer.Option(help="Time for each measurement.")] = 1.0,
+    out: Annotated[Path, typer.Option(help="The folder for CSV files.")] = Path("bench/results/crypto"),
 ) -> None:
     """Measure the cryptography."""
     if unknown := set(only or ()) - set(SECTIONS):
         raise typer.BadParameter(f"there is no section {min(unknown)!r}")
-    for name, section in SECTIONS.items():
-        if not only or name in only:
-            show(name, section(seconds))
-    console.print(
-        machine("pymcl", "py-arkworks-bls12381", "cryptography", "pynacl", "charm-crypto", "sd-jwt")
-    )
+    chosen = {name: rows(section(seconds)) for name, section in SECTIONS.items() if not only or name in only}
+    publish(out, **chosen)
     console.print(f"load average {os.getloadavg()[0]:.1f}; pairings by {group.chosen().name}")
 
 

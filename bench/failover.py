@@ -12,8 +12,6 @@ Exits with 1 if a sample breaks the promise.
 """
 
 import asyncio
-import os
-import platform
 import random
 import statistics
 import tempfile
@@ -27,15 +25,13 @@ from typing import Annotated, Any
 import httpx2
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from bench.consensus import Diptych
+from bench.results import Row, console, publish
 from crypto.codec import encode
 
 ALLOWANCE_S = 0.5
 BATCH, SIZE = 10, 250
-console = Console(soft_wrap=True)
 
 
 class Failover:
@@ -118,12 +114,11 @@ def main(
     timeout_ms: Annotated[int, typer.Option(help="The base timeout T0 of the chain.")] = 1000,
     in_flight: Annotated[int, typer.Option(help="Transactions in flight.")] = 200,
     transport: Annotated[list[str] | None, typer.Option(help="libp2p or tls; repeatable.")] = None,
+    out: Annotated[Path, typer.Option(help="The folder for CSV files.")] = Path("bench/results/failover"),
 ) -> None:
     """Kill the leader of a loaded chain again and again; time the way back."""
     base = timeout_ms / 1000
-    table = Table(
-        "transport", "kills", "least, s", "median, s", "95 %, s", "most, s", f"over {base + ALLOWANCE_S:g} s"
-    )
+    rows: list[Row] = []
     late = 0
     for name in transport or ["libp2p", "tls"]:
         console.print(f"{name}: seconds from each kill to the next receipt")
@@ -135,13 +130,20 @@ def main(
                 chain.close()
         over = sum(sample > base + ALLOWANCE_S for sample in found)
         late += over
-        shown = (found[0], statistics.median(found), found[int(0.95 * (len(found) - 1))], found[-1])
-        table.add_row(name, str(len(found)), *(f"{s:.2f}" for s in shown), str(over))
-    console.print(table)
-    console.print(
-        f"T0 = {base:g} s, {in_flight} transactions of {SIZE} B in flight; {platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}"
-    )
+        rows.append(
+            {
+                "transport": name,
+                "base timeout s": base,
+                "in flight": in_flight,
+                "kills": len(found),
+                "min s": found[0],
+                "p50 s": statistics.median(found),
+                "p95 s": found[int(0.95 * (len(found) - 1))],
+                "max s": found[-1],
+                "late": over,
+            }
+        )
+    publish(out, failover=rows)
     raise typer.Exit(1 if late else 0)
 
 

@@ -21,7 +21,6 @@ it into `growth.png` and `growth.svg`. The goal is that no median at the longest
 
 import csv
 import os
-import platform
 import random
 import shutil
 import sqlite3
@@ -41,10 +40,10 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bench import chains
+from bench import chains, results
 from bench.chains import BLOCK_TXS, MEMBER, RECORDS, TAGS, UNIT, Chain, Writer, build
-from bench.lines import console, machine
 from bench.proc import run_seconds, status
+from bench.results import console
 from client.light import LightClient
 from client.web import checked, http_client
 from configs.files import load_network
@@ -412,10 +411,10 @@ def _weigh_backups(growth: Growth, size: int, folder: Path) -> None:
 
 
 def conditions(seed: int) -> str:
+    held = {**results.conditions(), "SQLite": sqlite3.sqlite_version, "seed": seed}
     return (
-        f"{machine('uvicorn', 'starlette', 'httpx2', 'matplotlib')}; SQLite {sqlite3.sqlite_version}; {platform.system()} "
-        f"{platform.release()}; seed {seed}; one storage node a chain, {BLOCK_TXS} transactions a block, the files in the page "
-        "cache as they were written"
+        f"{', '.join(f'{name} {value}' for name, value in held.items())}; one storage node a chain, {BLOCK_TXS} transactions a block, "
+        "the files in the page cache as they were written"
     )
 
 

@@ -4,24 +4,16 @@ Times are CPU time of the measuring thread, so that other work on the machine di
 the minimum tells what the machine gives when nothing disturbs.
 """
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.table import Table
+from bench.results import Row
 
 Unit = Literal["ms", "us", "bytes"]
 SCALES: dict[Unit, float] = {"ms": 1e3, "us": 1e6}
-console = Console(soft_wrap=True)
-if not console.is_terminal:
-    console.width = 170
 
 
 @dataclass(frozen=True)
@@ -95,70 +87,21 @@ def measure(
     return Sample(min(times), statistics.median(times), runs * inner)
 
 
-def show(title: str, lines: Iterable[Line]) -> None:
-    """Print the lines as a table."""
-    table = Table(
-        "what",
-        "unit",
-        "median",
-        "min",
-        "runs",
-        "peer",
-        "its median",
-        "seen",
-        "peer / ours",
-        "goal",
-        "",
-        title=title,
-    )
-    for line in lines:
-        peer = line.peer
-        table.add_row(
-            line.name,
-            line.unit,
-            _figure(line.ours.median),
-            _figure(line.ours.minimum),
-            f"{line.ours.runs:,}",
-            peer.name if peer else "",
-            _figure(peer.median) if peer else "",
-            peer.source if peer else "",
-            f"{line.ratio:.1f}" if line.ratio else "",
-            "" if line.goal is None else f"{line.goal:,g}",
-            line.verdict,
-        )
-    console.print(table)
-
-
-def machine(*packages: str) -> str:
-    """One line that says where figures were taken and with which versions of `packages`."""
-    found = {name: _version(name) for name in packages}
-    return (
-        f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        + ", ".join(f"{name} {number}" for name, number in found.items() if number)
-        + "; CPU time of one thread"
-    )
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = (
-        [
-            line.split(":", 1)[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if info.exists()
-        else []
-    )
-    return names[0] if names else platform.machine()
+def rows(lines: Iterable[Line]) -> list[Row]:
+    """The lines as rows of a table."""
+    return [
+        {
+            "what": line.name,
+            "unit": line.unit,
+            "median": line.ours.median,
+            "min": line.ours.minimum,
+            "runs": line.ours.runs,
+            "peer": line.peer and line.peer.name,
+            "its median": line.peer and line.peer.median,
+            "seen": line.peer and line.peer.source,
+            "peer / ours": line.ratio,
+            "goal": line.goal,
+            "verdict": line.verdict,
+        }
+        for line in lines
+    ]

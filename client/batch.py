@@ -9,6 +9,7 @@ line of the report; the others go on.
 """
 
 import fcntl
+import io
 import json
 import os
 import resource
@@ -24,9 +25,10 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
 
-from client.doctor import MAX_RECORD, Doctor, Signed
-from client.fhir import Profile, load_bundle
-from client.home import Home
+from client.attach import write_attached
+from client.doctor import Doctor, Signed
+from client.fhir import Profile, is_chunk, load_bundle
+from client.home import MAX_FILE, Home
 from client.reader import Reader
 from client.session import Session
 from configs.files import write
@@ -104,7 +106,7 @@ class Import(Wire, frozen=True, tag="batch-import/1"):
     package: bytes
 
 
-_decode_import = Decoder(Import, "an import", MAX_RECORD + (64 << 10))
+_decode_import = Decoder(Import, "an import", MAX_FILE)
 
 
 # --- importing --------------------------------------------------------------------------------------------------------------
@@ -163,12 +165,13 @@ def import_bundles(
 def _import(session: Session, job: ImportJob) -> str:
     doctor, home, made = Doctor(session), session.home, job.started
     if made is None:
-        signed, _ = doctor.prepare(job.bundle, job.patient, job.profile, job.rules, job.acknowledged)
-        made = Import(job.digest, *signed)
+        package = io.BytesIO()
+        signed, _ = doctor.prepare(job.bundle, job.patient, job.profile, package, job.rules, job.acknowledged)
+        made = Import(job.digest, *signed, package.getvalue())
         # Before anyone hears of the record: after a crash, this is the one that the bundle has.
         home.save(f"import-{made.record.hex()}", encode(made))
     write(job.out / f"{made.record.hex()}.diptych", made.package, replace=True)
-    doctor.attest(Signed(made.record, made.patient, made.header, made.package))
+    doctor.attest(Signed(made.record, made.patient, made.header))
     home.save(
         f"import-{made.record.hex()}",
         encode(Import(made.digest, made.record, made.patient, made.header, b"")),
@@ -188,7 +191,8 @@ def open_records(
     processes: int | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Request, fetch, decrypt and verify each of the records, and write it into `out` as RECORD.json, one line; `step` is called after each.
+    """Request, fetch, decrypt and verify each of the records, and write it into `out` as RECORD.json, one line, its attached files beside it as
+    RECORD-a1.bin and so on; `step` is called after each.
 
     What is in `out` already is left as it is. `Conflict` while another batch runs in this home.
     """
@@ -223,7 +227,10 @@ def _open(session: Session, job: OpenJob) -> str:
         "signed_ms": opened.header.created_ms,
         "closed_classes": list(opened.closed),
     }
-    parts = b",".join(json.dumps(label).encode() + b":" + content for label, content in opened.parts.items())
+    with opened:
+        write_attached(opened.parts, job.out, f"{job.name}-")
+        texts = [(label, opened.parts[label]) for label in opened.parts if not is_chunk(label)]
+    parts = b",".join(json.dumps(label).encode() + b":" + content for label, content in texts)
     line = json.dumps(head).encode()[:-1] + b',"parts":{' + parts + b"}}\n"
     write(job.out / f"{job.name}.json", line)
     return f"{len(opened.parts)} parts"

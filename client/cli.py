@@ -4,16 +4,18 @@ For people by default, `-o json` for programs: then standard output holds one JS
 standard error. Exit codes: see `EXIT_CODES`.
 """
 
+import errno
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from client import audit, batch_cli, consent_cli, find_cli, lint_cli, proofs
+from client.attach import attached, of_bundle, write_attached
 from client.command import (
     DEFAULT_HOME,
     EXIT_CODES,
@@ -37,7 +39,7 @@ from client.command import (
 from client.diagnosis import diagnose
 from client.doctor import Doctor
 from client.enrolment import Invitation
-from client.fhir import group_of, join, load_bundle, load_profile
+from client.fhir import group_of, is_attached, is_chunk, join, load_bundle, load_profile
 from client.guardians import QrKind, qr, read_share, write_sheets
 from client.home import Home
 from client.light import ProvedLog
@@ -48,11 +50,11 @@ from client.session import Session
 from client.stored import Terms
 from client.terminal import Terminal, time_text
 from configs import passphrases
-from configs.files import read, read_text, write
+from configs.files import read, read_text, reading, write, writing
 from configs.settings import Pairing
 from crypto import ces, group, guardians
 from crypto.codec import encode
-from crypto.errors import Denied, DiptychError, Malformed
+from crypto.errors import Denied, DiptychError, Malformed, Unavailable
 from protocol.genesis import from_toml
 from protocol.identity import ChainKind
 
@@ -365,19 +367,35 @@ def record_import(
     out: Annotated[
         Path | None, typer.Option(help="Where the package for the patient goes; RECORD.diptych by default.")
     ] = None,
+    attach: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A file that goes with the bundle, such as a scan, as parts a1, a2, …; private; repeatable."
+        ),
+    ] = None,
     acknowledge: Acknowledge = None,
 ) -> None:
     """Doctor: slice, group and sign a bundle; attest it on both chains; write the package that the patient stores.
 
+    Attached files may be of any size up to 16 GiB together: they are read twice, 4 MiB at a time. Their names go into the record, where
+    who may open them sees them.
+
     Examples: `diptych record import patient.json --patient 5c1f…` ·
-    `diptych record import patient.json --patient 5c1f… --profile fine --rule 'together(m6, m7)'`
+    `diptych record import patient.json --patient 5c1f… --profile fine --rule 'together(m6, m7)'` ·
+    `diptych record import patient.json --patient 5c1f… --attach scan.dcm --attach letter.pdf`
     """
     key, data, cut = hex_bytes(patient, 32, "the patient's key"), load_bundle(bundle), load_profile(profile)
     with context.open() as session:
-        record, package, parts = Doctor(session).sign(data, key, cut, rule or (), acknowledge or ())
-    path = out or Path(f"{record.hex()}.diptych")
-    write(path, package)
-    listed = [{"part": p.label, "title": p.title, "access": p.access, "bytes": len(p.content)} for p in parts]
+        doctor, record = Doctor(session), os.urandom(16)
+        path = out or Path(f"{record.hex()}.diptych")
+        with writing(path) as package:
+            signed, parts = doctor.prepare(
+                data, key, cut, package, rule or (), acknowledge or (), attach or (), record
+            )
+            doctor.attest(signed)
+    sizes = {part.label: len(part.content) for part in parts}
+    sizes |= {file.label: file.size for file in attached({part.label: part.content for part in parts})}
+    listed = [{"part": p.label, "title": p.title, "access": p.access, "bytes": sizes[p.label]} for p in parts]
     result = {"record": record.hex(), "package": str(path), "parts": listed}
 
     def human(console: Terminal) -> None:
@@ -427,7 +445,8 @@ def record_store(
     moved = pairs_of(access or [], "--access PART=CLASS")
     with context.open() as session:
         patient = Patient(session, agreeing(yes))
-        stored = patient.receive(read(package, 200 << 20))
+        with reading(package) as file:
+            stored = patient.receive(file)
         header = stored.header
         for name in moved:
             stored.indices_of(name)  # refuses a part that there is not
@@ -616,18 +635,29 @@ def record_request(
 def record_open(
     record: RecordId,
     chain: ChainOption = "sharing",
-    out: Annotated[Path | None, typer.Option(help="Write each part as PART.json into this folder.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write each part as PART.json into this folder, and attached files as a1.bin, a2.bin, …"
+        ),
+    ] = None,
 ) -> None:
     """Data user: fetch, decrypt and verify what the last allowed request gives access to.
 
+    What an attached file was called and is stands in a1.json, a2.json, …
+
     Example: `diptych record open 3fa2… --out study/`
     """
-    with context.open() as session:
-        opened = Reader(session).open(record_id(record), chain)
-    if out:
-        for label, content in opened.parts.items():
-            write(out / f"{label}.json", content, replace=True)
-    rows = [{"part": label, "bytes": len(content)} for label, content in opened.parts.items()]
+    with context.open() as session, Reader(session).open(record_id(record), chain) as opened:
+        texts = [label for label in opened.parts if not is_chunk(label)]
+        files = write_attached(opened.parts, out) if out else attached(opened.parts)
+        if out:
+            for label in texts:
+                write(out / f"{label}.json", opened.parts[label], replace=True)
+        shown = (
+            {} if out or not context.as_json else {label: json.loads(opened.parts[label]) for label in texts}
+        )
+    rows = [{"part": label, "bytes": opened.parts.sizes[label]} for label in texts]
     data: dict[str, Any] = {
         "record": record,
         "version": opened.version,
@@ -636,12 +666,16 @@ def record_open(
         "opened": rows,
         "closed_classes": list(opened.closed),
     }
-    if not out and context.as_json:
-        data["parts"] = {label: json.loads(content) for label, content in opened.parts.items()}
+    if files:
+        data["attachments"] = [file.fields for file in files]
+    if shown:
+        data["parts"] = shown
 
     def human(console: Terminal) -> None:
         console.print(table(rows, "part", "bytes"))
-        console.print(f"the doctor's signature holds over these {len(rows)} parts")
+        if files:
+            console.print(table([file.fields for file in files], "part", "title", "type", "bytes", "whole"))
+        console.print(f"the doctor's signature holds over these {len(opened.parts)} parts")
         if opened.closed:
             console.print(f"closed to you: {', '.join(opened.closed)}")
         if out:
@@ -654,17 +688,33 @@ def record_open(
 def record_export(
     record: RecordId,
     out: Annotated[Path | None, typer.Option(help="The file to write; standard output by default.")] = None,
+    attachments: Annotated[
+        Path | None,
+        typer.Option(help="Write attached files into this folder, as a1.bin, and what they are as a1.json."),
+    ] = None,
 ) -> None:
     """The FHIR bundle back, token for token: from your own home (patient), or opened through the storage chain (readers).
 
-    Example: `diptych record export 3fa2… --out bundle.json`
+    Attached files are no part of the bundle; name a folder for them.
+
+    Examples: `diptych record export 3fa2… --out bundle.json` ·
+    `diptych record export 3fa2… --out bundle.json --attachments files/`
     """
     with context.open() as session:
         if session.home.has(f"record-{record}"):
-            stored = Patient(session).load(record_id(record))
-            bundle = join({part.label: part.content for part in stored.record.parts})
+            owner = Patient(session)
+            parts: Mapping[str, bytes] = owner.contents(owner.load(record_id(record)))
+            bundle = join(of_bundle(parts))
         else:
-            bundle = Reader(session).open(record_id(record), "storage").bundle()
+            opened = Reader(session).open(record_id(record), "storage")
+            parts, bundle = opened.parts, opened.bundle()
+        if attachments:
+            for file in write_attached(parts, attachments):
+                write(attachments / f"{file.label}.json", parts[file.label], replace=True)
+        elif any(map(is_attached, parts)):
+            context.progress(
+                "files are attached, which are no part of the bundle; write them with --attachments FOLDER"
+            )
     if out:
         write(out, bundle, replace=True)
         context.console.print(f"{len(bundle):,} bytes written to {out}")
@@ -837,6 +887,11 @@ def main() -> None:
         else:
             context.console.print(f"error: {error}", style="red")
         sys.exit(code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        context.console.print("error: the disk is full; make room and repeat the command", style="red")
+        sys.exit(EXIT_CODES[Unavailable])
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

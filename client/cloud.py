@@ -4,8 +4,13 @@ Every byte that comes back is checked against the digest that names it; the view
 """
 
 import hashlib
+import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 import httpx2
 
@@ -44,25 +49,70 @@ from protocol.record import (
 )
 
 _MSGPACK = {"content-type": "application/msgpack"}
+MAX_DOWNLOAD = 20 << 30
+"""Bytes of the parts of one record."""
+MAX_IN_MEMORY = 16 << 20
+"""Bytes of parts up to which a download is not put on disk."""
 _MAX_DOWNLOAD_HEAD = MAX_REQUEST_HEAD + MAX_CLASSES * MAX_ENVELOPE
 
 
+class Blobs(Mapping[bytes, bytes]):
+    """Sealed parts that were fetched, by hash: in memory while they are few, else in a nameless file, which is gone with this object or at
+    `close`."""
+
+    def __init__(self, size: int, folder: Path | None) -> None:
+        """For so many bytes; a file is in `folder`, by default where temporary files go."""
+        is_small = size <= MAX_IN_MEMORY
+        self._file: IO[bytes] = io.BytesIO() if is_small else TemporaryFile(dir=folder)  # noqa: SIM115
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self._size = 0
+        self.close = weakref.finalize(self, self._file.close)
+
+    def add(self, ref: BlobRef, pieces: Iterable[bytes]) -> None:
+        """`Unauthentic` unless the pieces are the bytes that `ref` names."""
+        hasher, size = hashlib.sha256(), 0
+        for piece in pieces:
+            hasher.update(piece)
+            size += self._file.write(piece)
+        if hasher.digest() != ref.hash:
+            raise Unauthentic("the cloud changed a ciphertext of the record")
+        self._places[ref.hash] = (self._size, size)
+        self._size += size
+
+    def __getitem__(self, name: bytes) -> bytes:
+        offset, size = self._places[name]
+        self._file.seek(offset)
+        return self._file.read(size)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 class CloudClient:
-    def __init__(self, service: Service) -> None:
+    """What is too large for memory goes into `folder` while it is at work, as ciphertext; by default where temporary files go."""
+
+    def __init__(self, service: Service, folder: Path | None = None) -> None:
+        self._folder = folder
         self._url, self.key = service.url, bytes.fromhex(service.key)
         self._http = http_client(120)
 
     def close(self) -> None:
         self._http.close()
 
-    def upload(self, upload: Upload, blobs: Mapping[bytes, bytes]) -> UploadReceipt:
-        """Send everything in one request; the cloud's signed receipt says that all of it is on disk."""
+    def upload(self, upload: Upload, content: Iterable[bytes]) -> UploadReceipt:
+        """Send everything in one request, `content` being the bytes of all its blobs in order, in pieces of any size; the cloud's signed
+        receipt says that all of it is on disk."""
 
         def body() -> Iterator[bytes]:
             head = encode(upload)
             yield len(head).to_bytes(4, "big") + head
-            for ref in upload.body.blobs:
-                yield blobs[ref.hash]
+            yield from content
 
         try:
             response = checked(self._http.post(f"{self._url}/v1/upload", content=body(), headers=_MSGPACK))
@@ -118,26 +168,35 @@ class CloudClient:
             ) from None
 
     def fetch(
-        self, index: Index, ticket: SignedTicket | None, reader: Ed25519Signer, wanted: Sequence[BlobRef] = ()
-    ) -> tuple[DownloadHead, list[Envelope], dict[bytes, bytes]]:
-        """The view that `index` points at, its envelopes, and the `wanted` parts by hash, all checked against their names."""
+        self,
+        index: Index,
+        ticket: SignedTicket | None,
+        reader: Ed25519Signer,
+        wanted: Sequence[BlobRef] = (),
+        count: Callable[[int], None] = lambda _: None,
+    ) -> tuple[DownloadHead, list[Envelope], Blobs]:
+        """The view that `index` points at, its envelopes, and the `wanted` parts by hash, all checked against their names. `count` is told
+        how many bytes of them have come."""
+        if any(ref.size > MAX_PART for ref in wanted) or sum(ref.size for ref in wanted) > MAX_DOWNLOAD:
+            raise Malformed(f"the record has more than {MAX_DOWNLOAD} bytes, which no honest one has")
         names = tuple(ref.hash for ref in wanted)
         request = Download.make(
             DownloadBody(self.key, index, ticket, reader.public, names, now_ms(), os.urandom(16)), reader
         )
-        size = 4 + _MAX_DOWNLOAD_HEAD + sum(ref.size for ref in wanted)
+        size = sum(ref.size for ref in wanted)
+        blobs = Blobs(size, self._folder)
         try:
             with self._http.stream(
                 "POST",
                 f"{self._url}/v1/download",
                 content=encode(request),
                 headers=_MSGPACK,
-                extensions={"max_answer": size},
+                extensions={"max_answer": 4 + _MAX_DOWNLOAD_HEAD + size},
             ) as response:
                 if not response.is_success:
                     response.read()
                     checked(response)
-                return _read_download(index, wanted, _Reader(response.iter_bytes()))
+                return _read_download(index, wanted, _Reader(response.iter_bytes()), blobs, count)
         except httpx2.HTTPError as error:
             raise Unavailable(
                 f"the cloud does not answer ({type(error).__name__}); try again later"
@@ -146,22 +205,25 @@ class CloudClient:
 
 class _Reader:
     def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks, self._buffer = chunks, bytearray()
+        self._chunks, self._rest = chunks, b""
 
     def take(self, size: int) -> bytes:
-        while len(self._buffer) < size:
-            chunk = next(self._chunks, b"")
-            if not chunk:
+        return b"".join(self.pieces(size))
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """The next `size` bytes, as they come."""
+        while size:
+            piece = self._rest or next(self._chunks, b"")
+            if not piece:
                 raise Unavailable("the cloud's answer ended too early; try again")
-            self._buffer += chunk
-        data = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return data
+            self._rest = piece[size:]
+            yield piece[:size]
+            size -= min(size, len(piece))
 
 
 def _read_download(
-    index: Index, wanted: Sequence[BlobRef], stream: _Reader
-) -> tuple[DownloadHead, list[Envelope], dict[bytes, bytes]]:
+    index: Index, wanted: Sequence[BlobRef], stream: _Reader, blobs: Blobs, count: Callable[[int], None]
+) -> tuple[DownloadHead, list[Envelope], Blobs]:
     size = int.from_bytes(stream.take(4), "big")
     if size > _MAX_DOWNLOAD_HEAD:
         raise Malformed("the cloud's answer announces a head that is too large")
@@ -173,12 +235,9 @@ def _read_download(
         raise Unauthentic("the cloud changed an envelope of the record")
     envelopes = [decode_envelope(e) for e in head.envelopes]
     sizes = {ref.hash: ref.size for ref in wanted}
-    if {ref.hash: ref.size for ref in head.blobs} != sizes or any(size > MAX_PART for size in sizes.values()):
+    if {ref.hash: ref.size for ref in head.blobs} != sizes:
         raise Unauthentic("the cloud served other parts than were asked for")
-    blobs: dict[bytes, bytes] = {}
     for ref in head.blobs:
-        data = stream.take(ref.size)
-        if hashlib.sha256(data).digest() != ref.hash:
-            raise Unauthentic("the cloud changed a ciphertext of the record")
-        blobs[ref.hash] = data
+        blobs.add(ref, stream.pieces(ref.size))
+        count(ref.size)
     return head, envelopes, blobs

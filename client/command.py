@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from client.consequences import Consequences
+from client.fhir import group_of, is_chunk
 from client.home import Home, Outside
 from client.patient import Agree
 from client.session import Session
@@ -228,11 +229,35 @@ def terms_fields(stored: StoredRecord) -> dict[str, Any]:
     }
 
 
+def _folded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of parts, with those of an attached file's bytes in one class made one."""
+    shown: list[dict[str, Any]] = []
+    for row in rows:
+        last = shown[-1] if shown else row
+        like = [(group_of(r["part"]), r["access"]) for r in (last, row)]
+        if (
+            shown
+            and is_chunk(row["part"])
+            and is_chunk(last["part"].partition(" ")[0])
+            and like[0] == like[1]
+        ):
+            first = last["part"].partition(" ")[0]
+            shown[-1] = row | {
+                "part": f"{first} to {row['part']}",
+                "ciphertext": "…",
+                "bytes": last["bytes"] + row["bytes"],
+            }
+        else:
+            shown.append(row)
+    return shown
+
+
 def show_stored(stored: StoredRecord) -> None:
     header, labels = stored.header, stored.labels
     rows = [
-        {"part": label, "access": part.access, "ciphertext": part.blob.hash.hex(), "bytes": part.blob.size}
-        for label, part in zip(labels, stored.parts, strict=bool(stored.parts))
+        {"part": p.label, "access": p.access, "ciphertext": p.blob.hash.hex(), "bytes": p.blob.size}
+        for p in stored.parts
+        if stored.version
     ]
     policies = dict(stored.policies)
     rules = [ceas.text(rule, header.count, labels.__getitem__) for rule in header.rules]
@@ -246,7 +271,7 @@ def show_stored(stored: StoredRecord) -> None:
     }
 
     def human(console: Terminal) -> None:
-        console.print(table(rows, "part", "access", "ciphertext", "bytes"))
+        console.print(table(_folded(rows), "part", "access", "ciphertext", "bytes"))
         for name, policy in policies.items():
             console.print(f"{name:8} {policy}")
         print_fields(console, {name: value for name, value in terms_fields(stored).items() if value})

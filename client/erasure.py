@@ -79,13 +79,15 @@ def erase(session: Session, record: bytes, agree: Agree | None = None) -> Erasur
         session.progress("destroying keys, tags and content in this home")
         for found in _files(record):
             home.destroy(found)
+        home.remove_packs(record)
         state = msgspec.structs.replace(state, is_done=True)
         home.save(name, encode(state))
     return state
 
 
 def _files(record: bytes) -> list[str]:
-    """The sealed files of a home that tell something of a record, its content last: until it is gone, everything can be repeated."""
+    """The sealed files of a home that tell something of a record, its keys last: until they are gone, everything can be repeated. Then its
+    packs are noise."""
     return [*(f"request-{kind}-{record.hex()}" for kind in KINDS), f"record-{record.hex()}"]
 
 

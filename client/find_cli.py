@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from client.command import ChainOption, RecordId, context, receipt_fields, record_id, table
-from client.fhir import PRIVATE
+from client.fhir import PRIVATE, is_attached
 from client.patient import Patient
 from client.session import KINDS, Session
 from client.tags import Coding, codings_of, tag_of
@@ -93,12 +93,14 @@ def record_codings(
     `diptych record rule 3fa2… --tag 'SYSTEM|CODE' --registry 'Diabetes NL'`
     """
     with context.open() as session:
-        stored = Patient(session).load(record_id(record))
-    shared = [
-        part.content
-        for index, part in enumerate(stored.record.parts)
-        if not stored.parts or stored.parts[index].access != PRIVATE
-    ]
+        patient = Patient(session)
+        stored = patient.load(record_id(record))
+    contents = patient.contents(stored)
+    shared = (
+        contents[part.label]
+        for part in stored.parts
+        if not is_attached(part.label) and (not stored.version or part.access != PRIVATE)
+    )
     rows = [
         {
             "coding": str(coding),

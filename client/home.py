@@ -3,6 +3,7 @@
     master.key            key file (passphrase or plain) of the *root*, 32 random bytes from which the other keys are derived
     network.toml, …       the network file and genesis of both chains, as they were at `create`
     *.sealed              AES-256-GCM under a derived key, bound to the file's name
+    RECORD-VERSION.pack   ciphertext of a record's parts, each under a key of its own in a sealed file (`client.pack`)
 
 Signing and decryption key follow from the root, so whoever gives the root back (`crypto.guardians`) gives the person back; with a copy of the
 sealed files, their records too. A doctor's record-signing key is in a sealed file. Keys may also be outside, behind a signer command; then
@@ -11,7 +12,7 @@ without it, so a copy may lie with a stranger. File names carry record ids, neve
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -197,6 +198,20 @@ class Home:
     def names(self, kind: str) -> list[str]:
         """The names `kind-…` of sealed files, without the prefix."""
         return sorted(f.name[len(kind) + 1 : -len(".sealed")] for f in self.path.glob(f"{kind}-*.sealed"))
+
+    def pack(self, record: bytes, version: int) -> Path:
+        """The file of the parts of a record that were sealed in this version."""
+        return self.path / f"{record.hex()}-{version}.pack"
+
+    def remove_packs(self, record: bytes, but: Collection[int] = ()) -> None:
+        """Remove the parts of a record that were sealed in other versions than these, and what a killed process has left of any."""
+        kept = {self.pack(record, version) for version in but}
+        for found in (
+            *self.path.glob(f"{record.hex()}-*.pack"),
+            *self.path.glob(f".{record.hex()}-*.pack.*.tmp"),
+        ):
+            if found not in kept:
+                found.unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.sealed"

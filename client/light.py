@@ -12,11 +12,11 @@ see an old state.
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import suppress
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx2
 import msgspec
@@ -59,6 +59,8 @@ PAUSE_S = 0.2
 MAX_LOG = 100_000
 """Receipts of one record's log; without end, it would fill the memory of whoever asks."""
 MAX_CHECKPOINTS = 64
+MAX_ASKING = 256
+"""Questions under way at once: the longest committee, several times, as a node that does not answer keeps its own waiting for a while."""
 MAX_LAG = 100
 """Blocks that a node may be behind without being named for it."""
 
@@ -93,6 +95,12 @@ def check_log(record: bytes, head: LogHead, receipts: Sequence[Receipt]) -> None
         raise Unauthentic("the log withholds receipts, holds others than the chain's, or is out of order")
 
 
+def _cancel(asked: Iterable[Future[Any]]) -> None:
+    """Do not begin with the questions that nobody waits for any more."""
+    for future in asked:
+        future.cancel()
+
+
 def _root_of(key: bytes, offer: ProvedValue) -> bytes:
     """The root of the state that a node offers a value of; `Unauthentic` if its proof does not hold."""
     try:
@@ -116,6 +124,8 @@ class LightClient:
         self._nodes = addresses.nodes
         self.members = Members(Committee(genesis), addresses.nodes)
         self._http = http_client(40)
+        # Threads are made as needed and kept: to start one takes as long as to ask a node.
+        self._pool = ThreadPoolExecutor(MAX_ASKING)
         self._believed: OrderedDict[int, SignedCheckpoint] = OrderedDict()
         self._seen = 0
         """The highest height believed; nothing before it is taken for the present."""
@@ -124,6 +134,7 @@ class LightClient:
         """Nodes that showed heights which no quorum has reached: believed last, as each try costs time."""
 
     def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self._http.close()
 
     @property
@@ -429,12 +440,11 @@ class LightClient:
             except DiptychError as lie:
                 return lie
 
-        urls, quorum = list(self._urls), self.committee.quorum
-        pool = ThreadPoolExecutor(max(1, len(urls)))
+        quorum = self.committee.quorum
+        waiting = {self._pool.submit(ask, url): url for url in self._urls}
+        found: list[tuple[str, T]] = []
+        until: float | None = None
         try:
-            waiting: dict[Future[T | DiptychError | None], str] = {pool.submit(ask, url): url for url in urls}
-            found: list[tuple[str, T]] = []
-            until: float | None = None
             while waiting:
                 patience = None if until is None else until - time.monotonic()
                 if patience is not None and patience <= 0:
@@ -448,9 +458,9 @@ class LightClient:
                         found.append((url, answer))
                 if until is None and len(found) >= quorum:
                     until = time.monotonic() + PATIENCE_S
-            return found
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            _cancel(waiting)
+        return found
 
     def _ask_all(self, path: str, read: Callable[[bytes], T]) -> Iterator[T | DiptychError]:
         """What `read` makes of each node's answer, as they come; errors as values. Whoever has enough need not wait for the rest."""
@@ -463,9 +473,9 @@ class LightClient:
             except httpx2.HTTPError:
                 return Unavailable("a node does not answer")
 
-        pool = ThreadPoolExecutor(len(self._urls))
+        asked = [self._pool.submit(ask, url) for url in self._urls]
         try:
-            for answer in as_completed([pool.submit(ask, url) for url in self._urls]):
+            for answer in as_completed(asked):
                 yield answer.result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            _cancel(asked)

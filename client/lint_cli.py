@@ -8,7 +8,7 @@ import typer
 
 from client.command import context, record_id
 from client.fhir import PRIVATE, group_of, load_bundle, load_profile, read_bundle, split
-from client.fhir.lint import MEANING, Finding, lint
+from client.fhir.lint import MEANING, Finding, has_fields, lint
 from client.patient import Patient
 from client.sharing import findings_of
 from client.terminal import Terminal
@@ -59,15 +59,19 @@ def record_lint(
         parts = split(read_bundle(load_bundle(what)), load_profile(profile or "safe"))
         contents = {part.label: part.content for part in parts}
         shared = {part.label for part in parts if part.access != PRIVATE}
-        findings = lint(contents, shared | _chosen(contents, share))
+        about = {label for label, content in contents.items() if has_fields(content)}
+        findings = lint(contents, shared | _chosen(contents, share), about)
     else:
         with context.open() as session:
-            stored = Patient(session).load(record_id(what))
-        access = {label: part.access for label, part in zip(stored.labels, stored.parts, strict=False)}
+            patient = Patient(session)
+            stored = patient.load(record_id(what))
+        access = stored.classes
         if not stored.version:
             usual = load_profile(profile or stored.header.profile)
             access = {label: usual.access_of(label) for label in stored.labels}
-        findings = findings_of(stored, access | dict.fromkeys(_chosen(access, share), "shared"))
+        findings = findings_of(
+            stored, patient.contents(stored), access | dict.fromkeys(_chosen(access, share), "shared")
+        )
     rows = [_row(finding, values) for finding in findings]
 
     def human(console: Terminal) -> None:

@@ -5,18 +5,24 @@ Every change makes a new version: new envelopes and views, the same data ciphert
 upload and becomes current when both chains have it; whatever interrupts, `resume` finishes it, and doing it twice is harmless.
 """
 
+import io
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import BinaryIO
 
 import msgspec
 
 from client.consequences import Change, Consequences, foresee, past_readers
-from client.doctor import header_digest, open_package
-from client.fhir import PRIVATE
+from client.doctor import Package, decode_part, header_digest
+from client.fhir import PRIVATE, is_attached
+from client.fhir.lint import has_fields
 from client.light import ProvedLog
-from client.session import KINDS, Session
+from client.pack import new_pack, pieces
+from client.session import Session
 from client.sharing import check_sharing
 from client.stored import (
+    Contents,
     PendingVersion,
     Proxies,
     StoredPart,
@@ -42,6 +48,8 @@ from protocol.record import BlobRef, CloudEntry, Envelope, Index, SealedPart, Up
 from protocol.tx import Power, Publish, Retire, SetProxy
 
 NO_TERMS = Terms()
+FIRST = 1
+"""The first version of a record, which its parts are sealed in when they are received."""
 Agree = Callable[[Consequences], None]
 """Called before a change is made; raises to leave everything as it is."""
 
@@ -84,6 +92,12 @@ def merged(logs: Sequence[tuple[ChainKind, ProvedLog]]) -> list[tuple[ChainKind,
     return sorted(found, key=lambda e: (e[1].time_ms, e[1].height, e[1].position))
 
 
+def _counted(content: Iterable[bytes], count: Callable[[int], None]) -> Iterator[bytes]:
+    for piece in content:
+        yield piece
+        count(len(piece))
+
+
 class Patient:
     """`agree` is told what each change leads to, before anything is written or sent."""
 
@@ -91,24 +105,40 @@ class Patient:
         self._session, self._agree = session, agree
         self._home = session.home
 
-    def receive(self, package: bytes) -> StoredRecord:
-        """Open and verify a doctor's package and keep it. `Unauthentic` when any hash, tag or signature does not hold."""
+    def receive(self, package: BinaryIO | bytes) -> StoredRecord:
+        """Open and verify a doctor's package and keep it, its parts under keys of the patient's own; `package` is read a part at a time,
+        and nothing of it is kept before all of it was verified. `Unauthentic` when any hash, tag or signature does not hold."""
         self._session.progress("verifying the doctor's signature")
-        record = open_package(package, self._home.seal)
-        header = record.signature.header
+        received = Package(io.BytesIO(package) if isinstance(package, bytes) else package, self._home.seal)
+        signature = received.signature
+        header = signature.header
+        self._check_not_erased(header.record)
         if header.patient != self._home.sign.public:
             raise Denied("the record was signed for another patient")
         doctor = self._session.chains["storage"].credential(header.doctor)
         if doctor.ces_key is None or doctor.role != "doctor":
             raise Unauthentic("the signer of the record is not certified as a doctor")
-        ces.verify_full(record.signature, record.messages, doctor.ces_key.suite, doctor.ces_key.public)
         entry = self._session.chains["storage"].verified_record(header.record)
         if entry.header != header_digest(header) or entry.doctor != header.doctor:
             raise Unauthentic("the record differs from what its doctor attested on chain")
-        name = header.record.hex()
-        if not self._home.has(f"record-{name}"):
-            self._save(StoredRecord(record, 0, (), (), ()))
-        return self.load(header.record)
+        if self._home.has(f"record-{header.record.hex()}"):
+            commitments = signature.commitments(received.messages())
+            ces.verify_full(signature, commitments, doctor.ces_key.suite, doctor.ces_key.public)
+            return self.load(header.record)
+        parts = []
+        with new_pack(self._home.pack(header.record, FIRST)) as pack:
+            count = self._session.meter("verifying the parts and encrypting them")
+            for index, (label, message) in enumerate(zip(received.labels, received.messages(), strict=True)):
+                key, tag = os.urandom(32), signature.tag(index)
+                place = pack.add(seal_part(key, header.record, index, FIRST, tag, message))
+                fields = not is_attached(label) and has_fields(decode_part(message).content)
+                commitment = signature.commit(index, message)
+                parts.append(StoredPart(label, commitment, fields, PRIVATE, key, FIRST, *place))
+                count(len(message))
+            stored = StoredRecord(signature, 0, tuple(parts), (), ())
+            ces.verify_full(signature, stored.commitments, doctor.ces_key.suite, doctor.ces_key.public)
+        self._save(stored)
+        return stored
 
     def records(self) -> list[bytes]:
         """Those that are not about to be erased."""
@@ -140,22 +170,15 @@ class Patient:
             raise Conflict(
                 f"the record is stored already, in version {stored.version}; use record move or record policy"
             )
-        labels = stored.labels
-        if set(access) != set(labels):
+        if set(access) != set(stored.labels):
             raise Malformed("every part of the record needs an access class")
-        self._session.progress("encrypting the parts")
-        parts, blobs = [], []
-        for index, (label, message) in enumerate(zip(labels, stored.record.messages, strict=True)):
-            key = os.urandom(32)
-            blob = seal_part(key, record, index, 1, stored.record.signature.tag(index), message)
-            parts.append(StoredPart(access[label], key, 1, BlobRef.of(blob)))
-            blobs.append(blob)
+        parts = [msgspec.structs.replace(part, access=access[part.label]) for part in stored.parts]
         used = {p.access for p in parts}
         if missing := used - set(policies):
             raise Malformed(f"the access class {min(missing)!r} has no policy; give one")
         normal = {name: str(parse(text)) for name, text in policies.items()}
         after = _with_terms(stored.with_parts(parts, normal), purposes, terms, tags)
-        return self._advance(stored, after, "store", blobs, acknowledged)
+        return self._advance(stored, after, "store", acknowledged)
 
     def move(
         self,
@@ -183,14 +206,14 @@ class Patient:
         policies = dict(stored.policies)
         if policy is not None:
             policies[access] = str(parse(policy))
-        return self._advance(stored, stored.with_parts(parts, policies), "rewrap", (), acknowledged)
+        return self._advance(stored, stored.with_parts(parts, policies), "rewrap", acknowledged)
 
     def set_policies(
         self, record: bytes, policies: Mapping[str, str], acknowledged: Collection[str] = ()
     ) -> StoredRecord:
         """Change who may read classes of the record by re-encrypting keys alone (eqs. 20, 21)."""
         stored = self._stored(record)
-        return self._advance(stored, _with_policies(stored, policies), "rewrap", (), acknowledged)
+        return self._advance(stored, _with_policies(stored, policies), "rewrap", acknowledged)
 
     def set_terms(
         self,
@@ -212,20 +235,40 @@ class Patient:
         )
         if after == stored:
             raise Conflict("the record has this very rule already")
-        return self._advance(stored, after, "rewrap", (), acknowledged)
+        return self._advance(stored, after, "rewrap", acknowledged)
 
-    def rekey(self, record: bytes, names: Sequence[str] = ()) -> StoredRecord:
-        """Encrypt parts or groups, by default all, under new keys, and upload the new ciphertexts with the new version."""
+    def rekey(
+        self,
+        record: bytes,
+        names: Sequence[str] = (),
+        policies: Mapping[str, str] | None = None,
+        acknowledged: Collection[str] = (),
+    ) -> StoredRecord:
+        """Encrypt parts or groups, by default all, under new keys, and upload the new ciphertexts with the new version; with `policies`
+        of classes, under these from then on."""
         stored = self._stored(record)
         indices = sorted({i for name in names for i in stored.indices_of(name)}) or range(len(stored.parts))
-        messages, parts, blobs = stored.record.messages, list(stored.parts), []
-        for index in indices:
-            key, tag = os.urandom(32), stored.record.signature.tag(index)
-            blob = seal_part(key, record, index, stored.version + 1, tag, messages[index])
-            parts[index] = StoredPart(parts[index].access, key, stored.version + 1, BlobRef.of(blob))
-            blobs.append(blob)
-        after = msgspec.structs.replace(stored, parts=tuple(parts))
-        return self._advance(stored, after, "rekey", blobs)
+        contents, parts, version = self.contents(stored), list(stored.parts), stored.version + 1
+        count = self._session.meter("encrypting", sum(parts[index].blob.size for index in indices))
+        with new_pack(self._home.pack(record, version)) as pack:
+            for index in indices:
+                key, tag, message = os.urandom(32), stored.signature.tag(index), contents.message(index)
+                blob, offset = pack.add(seal_part(key, record, index, version, tag, message))
+                count(parts[index].blob.size)
+                parts[index] = msgspec.structs.replace(
+                    parts[index], key=key, sealed_in=version, blob=blob, offset=offset
+                )
+        try:
+            after = msgspec.structs.replace(_with_policies(stored, policies or {}), parts=tuple(parts))
+            return self._advance(stored, after, "rekey", acknowledged)
+        except BaseException:
+            if not self._home.has(f"pending-{record.hex()}") and self.load(record).version < version:
+                self._home.remove_packs(record, but={part.sealed_in for part in stored.parts})
+            raise
+
+    def contents(self, stored: StoredRecord) -> Contents:
+        """The contents of a record's parts by label, each read when it is asked for."""
+        return Contents(self._home, stored)
 
     def time_bound(self) -> list[bytes]:
         """The stored records with a policy that says `@week`."""
@@ -360,11 +403,11 @@ class Patient:
         before: StoredRecord,
         after: StoredRecord,
         change: Change | None,
-        new_blobs: Sequence[bytes] = (),
         acknowledged: Collection[str] = (),
     ) -> StoredRecord:
-        """Make the version after `before` out of `after`: have it agreed to, if it is a `change` of its own, write it down, send it."""
-        for label in check_sharing(before, after, acknowledged):
+        """Make the version after `before` out of `after`: have it agreed to, if it is a `change` of its own, write it down, send it.
+        Parts that are sealed in it are in its pack already."""
+        for label in check_sharing(before, after, self.contents(before), acknowledged):
             self._session.progress(
                 f"warning: {label} holds what is marked as sensitive and leaves the private class"
             )
@@ -380,29 +423,33 @@ class Patient:
                 "at least one part must stay outside the private class, or the sharing chain has nothing to index"
             )
         self._session.progress("encrypting the keys under the policies")
-        messages = stored.record.messages
         envelopes = {
-            access: encode(self._envelope(stored, messages, access, policy))
-            for access, policy in policies.items()
+            access: encode(self._envelope(stored, access, policy)) for access, policy in policies.items()
         }
         if change and self._agree:
             self._agree(self.foresee(change, before, stored))
-        shared = {access: data for access, data in envelopes.items() if access != PRIVATE}
-        reach = {"storage": envelopes, "sharing": shared}
-        views = {kind: self._view(kind, stored, reach[kind]) for kind in KINDS}
-        publications = tuple((kind, self._publication(kind, stored, views[kind])) for kind in KINDS)
-        blobs = (*envelopes.values(), *new_blobs)
-        pending = PendingVersion(stored, tuple(views.values()), blobs, publications)
+        views = {kind: self._view(kind, stored, reached) for kind, reached in self._reach(envelopes).items()}
+        publications = tuple((kind, self._publication(kind, stored, view)) for kind, view in views.items())
+        pending = PendingVersion(stored, tuple(views.values()), tuple(envelopes.values()), publications)
         self._home.save(f"pending-{stored.header.record.hex()}", encode(pending))
         self._send(pending)
         return stored
 
-    def _envelope(self, stored: StoredRecord, messages: list[bytes], access: str, policy: str) -> Envelope:
+    def _reach(self, envelopes: Mapping[str, bytes]) -> dict[ChainKind, Mapping[str, bytes]]:
+        """The envelopes, by access class, that the index on each chain leads to."""
+        shared = {access: data for access, data in envelopes.items() if access != PRIVATE}
+        return {"storage": envelopes, "sharing": shared}
+
+    def _encapsulate(self, policy: str, context: bytes) -> tuple[bytes, bytes]:
+        """The header of an envelope, and the class key that those who satisfy its policy find in it."""
+        return encapsulate(self._home.abe_public, policy, context)
+
+    def _envelope(self, stored: StoredRecord, access: str, policy: str) -> Envelope:
         record, version = stored.header.record, stored.version
         indices = [i for i, part in enumerate(stored.parts) if part.access == access]
-        extract = encode(stored.record.signature.extract(messages, indices))
+        extract = encode(stored.signature.extract(stored.commitments, indices))
         context = envelope_context(record, version, access, extract)
-        header, class_key = encapsulate(self._home.abe_public, policy, context)
+        header, class_key = self._encapsulate(policy, context)
         sealed = tuple(
             SealedPart(i, part.sealed_in, part.blob, wrap_key(class_key, context, i, part.key))
             for i in indices
@@ -427,21 +474,25 @@ class Patient:
 
     def _send(self, pending: PendingVersion) -> None:
         """Upload, publish on each chain that does not have this version yet, then let the earlier ones go and make it current."""
-        session, home = self._session, self._home
-        refs = tuple(BlobRef.of(blob) for blob in pending.blobs)
+        session, home, stored = self._session, self._home, pending.stored
+        record = stored.header.record
+        refs = (*map(BlobRef.of, pending.envelopes), *stored.fresh)
         body = UploadBody(session.cloud.key, home.credential, pending.views, refs, now_ms())
-        session.progress(f"uploading {sum(r.size for r in refs):,} bytes in one request")
-        session.cloud.upload(
-            Upload.make(body, home.sign), {r.hash: b for r, b in zip(refs, pending.blobs, strict=True)}
-        )
+        size = sum(ref.size for ref in refs)
+        session.progress(f"uploading {size:,} bytes in one request")
+        parts = pieces(home.pack(record, stored.version), sum(ref.size for ref in stored.fresh))
+        content = chain(pending.envelopes, parts if stored.fresh else ())
+        session.cloud.upload(Upload.make(body, home.sign), _counted(content, session.meter("uploaded", size)))
         session.progress("publishing the index on both chains")
         publications = dict(pending.publications)
         session.on_chains(lambda kind: self._publish(kind, publications[kind]), publications)
-        if pending.stored.version > 1:
+        if stored.version > FIRST:
             session.progress("having the cloud delete what only earlier versions needed")
-            session.cloud.delete(pending.stored.header.record, home.sign, before=pending.stored.version)
-        self._save(pending.stored)
-        home.remove(f"pending-{pending.stored.header.record.hex()}")
+            session.cloud.delete(record, home.sign, before=stored.version)
+        self._save(stored)
+        if stored.fresh:
+            home.remove_packs(record, but={part.sealed_in for part in stored.parts})
+        home.remove(f"pending-{record.hex()}")
 
     def _publish(self, kind: ChainKind, publish: Publish) -> None:
         chain = self._session.chains[kind]

@@ -2,12 +2,16 @@
 
 A reader believes nothing it has not checked: the ticket bears a quorum of node signatures, the view hashes to what the ticket commits
 to, the index is signed by the record's patient, each part decrypts under its bound key, and the doctor's signature holds over exactly
-the parts that were opened. On any failure nothing is returned.
+the parts that were opened. All of that is checked once, going through the parts one after another, before anything is returned; on any
+failure nothing is. What was opened stays sealed until it is looked at: a part is decrypted when it is asked for.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from client.doctor import decode_part, header_digest
+from client.attach import of_bundle
+from client.cloud import Blobs
+from client.doctor import MAX_RECORD, decode_part, header_digest
 from client.fhir import join
 from client.patient import envelope_context
 from client.session import Session
@@ -34,13 +38,73 @@ class _Request(Wire, frozen=True, tag="saved-request/1"):
 _decode_request = Decoder(_Request, "a saved request", 1 << 10)
 
 
+class Parts(Mapping[str, bytes]):
+    """Verified contents by label, each decrypted when it is asked for; `sizes` are their bytes."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self.sizes: dict[str, int] = {}
+        self._opening: dict[str, tuple[_Opening, int]] = {}
+        self.close = blobs.close
+
+    def add(self, opening: "_Opening") -> None:
+        """What was gone through of an envelope, once it was verified."""
+        for index, (label, size) in opening.found.items():
+            if label in self.sizes:
+                raise Malformed("the record has two parts with one label: ask its doctor to sign it again")
+            self.sizes[label], self._opening[label] = size, (opening, index)
+
+    def __getitem__(self, label: str) -> bytes:
+        opening, index = self._opening[label]
+        return decode_part(opening[index][1]).content
+
+    def __contains__(self, label: object) -> bool:
+        return label in self.sizes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+class _Opening(Mapping[int, tuple[bytes, bytes]]):
+    """Tags and messages of an envelope's parts by index, decrypted when they are asked for; `found` is the label and size of each that
+    was."""
+
+    def __init__(self, envelope: Envelope, class_key: bytes, blobs: Blobs) -> None:
+        context = _context(envelope)
+        self._record, self._blobs = envelope.record, blobs
+        self._parts = {
+            part.index: (unwrap_key(class_key, context, part.index, part.wrapped_key), part)
+            for part in envelope.parts
+        }
+        self.found: dict[int, tuple[str, int]] = {}
+
+    def __getitem__(self, index: int) -> tuple[bytes, bytes]:
+        key, part = self._parts[index]
+        opened = open_part(key, self._record, index, part.sealed_in, self._blobs[part.blob.hash])
+        signed = decode_part(opened[1])
+        self.found[index] = (signed.label, len(signed.content))
+        return opened
+
+    def __contains__(self, index: object) -> bool:
+        return index in self._parts
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
 @dataclass(frozen=True)
 class OpenedRecord:
-    """What a reader could open: `parts` by label, each verified; `closed` names the access classes that stayed shut."""
+    """What a reader could open: `parts` by label, each verified; `closed` names the access classes that stayed shut. A large record's
+    ciphertext is in a temporary file until this is closed, or let go."""
 
     header: ces.Header
     version: int
-    parts: dict[str, bytes] = field(repr=False)
+    parts: Parts = field(repr=False)
     closed: tuple[str, ...]
 
     def bundle(self) -> bytes:
@@ -49,7 +113,17 @@ class OpenedRecord:
             raise Denied(
                 f"the whole bundle needs all parts; the access class {self.closed[0]!r} stayed closed"
             )
-        return join(self.parts)
+        return join(of_bundle(self.parts))
+
+    def close(self) -> None:
+        """Let the ciphertext go; nothing can be read any more."""
+        self.parts.close()
+
+    def __enter__(self) -> "OpenedRecord":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Reader:
@@ -126,6 +200,10 @@ class Reader:
         session = self._session
         if index.record != record:
             raise Unauthentic("the index entry is for another record")
+        chain = next((c for c in session.chains.values() if c.genesis.chain_id == index.chain_id), None)
+        if chain is None:
+            raise Unauthentic("the index entry is for another chain than those of this network")
+        standing = session.aside(lambda: chain.verified_record(record))
         session.progress("fetching keys and signatures from the cloud")
         head, envelopes, _ = session.cloud.fetch(index, ticket, self._home.sign)
         view = head.view
@@ -133,9 +211,8 @@ class Reader:
             raise Unauthentic(
                 "the cloud's view is not the one that stands on chain: it may be an old version"
             )
-        chain = next((c for c in session.chains.values() if c.genesis.chain_id == view.chain_id), None)
-        stands = chain.verified_record(record) if chain else None
-        if stands is None or (stands.version, stands.commit) != (view.version, view.commit):
+        stands = standing.result()
+        if (view.chain_id, stands.version, stands.commit) != (index.chain_id, view.version, view.commit):
             raise Unauthentic(
                 "the index and the cloud's view are not of the version that stands on chain now"
             )
@@ -148,18 +225,27 @@ class Reader:
         opened = [e for e in envelopes if e.access_class in keys]
         if not opened:
             raise Denied("the attribute key of this home opens no part of the record")
+        extracts = [ces.decode_extract(envelope.extract) for envelope in opened]
+        header = extracts[0].header
+        if any(extract.header != header for extract in extracts):
+            raise Unauthentic("the envelopes carry signatures over different records")
+        if (header.record, header.patient, header_digest(header)) != (record, view.patient, stands.header):
+            raise Unauthentic("the record differs from what its doctor attested on chain")
+        certified = session.aside(lambda: chain.credential(header.doctor))
         session.progress("fetching and decrypting the parts")
-        _, _, blobs = session.cloud.fetch(
-            index, ticket, self._home.sign, [p.blob for e in opened for p in e.parts]
-        )
-        parts: dict[str, bytes] = {}
-        header: ces.Header | None = None
-        for envelope in opened:
-            extract = self._verified(envelope, keys[envelope.access_class], blobs, parts)
-            if header not in (None, extract.header) or extract.header.patient != view.patient:
-                raise Unauthentic("the envelopes carry signatures over different records")
-            header = extract.header
-        assert header is not None
+        wanted = [part.blob for envelope in opened for part in envelope.parts]
+        fetched = session.meter("fetched", sum(ref.size for ref in wanted))
+        _, _, blobs = session.cloud.fetch(index, ticket, self._home.sign, wanted, fetched)
+        doctor = certified.result()
+        if doctor.ces_key is None or doctor.role != "doctor":
+            raise Unauthentic("the record's signer is not certified as a doctor")
+        parts = Parts(blobs)
+        for envelope, extract in zip(opened, extracts, strict=True):
+            opening = _Opening(envelope, keys[envelope.access_class], blobs)
+            ces.verify(extract, opening, (doctor.ces_key.suite, doctor.ces_key.public))
+            parts.add(opening)
+            if sum(parts.sizes.values()) > MAX_RECORD:
+                raise Malformed(f"the record has more than {MAX_RECORD} bytes: ask for several")
         closed = tuple(e.access_class for e in envelopes if e.access_class not in keys)
         return OpenedRecord(header, view.version, parts, closed)
 
@@ -172,34 +258,6 @@ class Reader:
             )
         except Denied:
             return None
-
-    def _verified(
-        self, envelope: Envelope, class_key: bytes, blobs: dict[bytes, bytes], into: dict[str, bytes]
-    ) -> ces.Extract:
-        """Decrypt the envelope's parts and check the doctor's extracted signature over them; adds them to `into` by label."""
-        record = envelope.record
-        context = _context(envelope)
-        found: dict[int, tuple[bytes, bytes]] = {}
-        for part in envelope.parts:
-            key = unwrap_key(class_key, context, part.index, part.wrapped_key)
-            found[part.index] = open_part(key, record, part.index, part.sealed_in, blobs[part.blob.hash])
-        extract = ces.decode_extract(envelope.extract)
-        header = extract.header
-        doctor = self._session.chains["sharing"].credential(header.doctor)
-        if header.record != record or doctor.ces_key is None or doctor.role != "doctor":
-            raise Unauthentic(
-                "the record's signature is for another record, or its signer is not certified as a doctor"
-            )
-        ces.verify(extract, found, (doctor.ces_key.suite, doctor.ces_key.public))
-        entry = self._session.chains["sharing"].verified_record(record)
-        if entry.header != header_digest(header):
-            raise Unauthentic("the record differs from what its doctor attested on chain")
-        for index in extract.kept:
-            signed = decode_part(found[index][1])
-            if signed.label in into:
-                raise Malformed("the record has two parts with one label: ask its doctor to sign it again")
-            into[signed.label] = signed.content
-        return extract
 
 
 def _context(envelope: Envelope) -> bytes:

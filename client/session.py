@@ -1,7 +1,8 @@
 """A home connected to its network: both chains, the cloud, the authority. What every role starts from."""
 
+import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import httpx2
@@ -22,6 +23,8 @@ Progress = Callable[[str], None]
 """Called with a short sentence before each step of long work."""
 
 KINDS: tuple[ChainKind, ChainKind] = ("storage", "sharing")
+REPORT_S = 5.0
+"""How often long work tells how far it is."""
 
 
 def quiet(_: str) -> None:
@@ -36,9 +39,11 @@ class Session:
         self.chains = {
             kind: ChainClient(home.chains[kind], home.network.chains[kind], progress) for kind in KINDS
         }
-        self.cloud = CloudClient(home.network.cloud)
+        self.cloud = CloudClient(home.network.cloud, home.path)
+        self._pool = ThreadPoolExecutor(len(KINDS))
 
     def close(self) -> None:
+        self._pool.shutdown()
         for chain in self.chains.values():
             chain.close()
         self.cloud.close()
@@ -49,11 +54,28 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def meter(self, what: str, size: int | None = None) -> Callable[[int], None]:
+        """To be called with each number of bytes done, of `size` in all if that is known; now and then says how far that is."""
+        done, told = 0, time.monotonic()
+
+        def count(more: int) -> None:
+            nonlocal done, told
+            done += more
+            if (now := time.monotonic()) > told + REPORT_S:
+                told = now
+                self.progress(f"{what}: {done >> 20:,}" + (f" of {size >> 20:,}" if size else "") + " MiB")
+
+        return count
+
     def on_chains(self, act: Callable[[ChainKind], T], kinds: Iterable[ChainKind] = KINDS) -> list[T]:
         """Do the same on several chains at once; the first failure is raised after all have ended."""
-        listed = list(kinds)
-        with ThreadPoolExecutor(max(1, len(listed))) as pool:
-            return list(pool.map(act, listed))
+        asked = [self._pool.submit(act, kind) for kind in kinds]
+        wait(asked)
+        return [future.result() for future in asked]
+
+    def aside(self, act: Callable[[], T]) -> Future[T]:
+        """Do something while the caller goes on, who asks for its result later."""
+        return self._pool.submit(act)
 
     def enrol(self, text: str) -> None:
         """Have the home's keys certified with an invitation; safe to repeat after a failure."""

@@ -7,9 +7,9 @@ government: those treat, own or oversee; of every other attribute it is assumed 
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
-from client.fhir import PRIVATE, Part
+from client.fhir import PRIVATE, Part, is_chunk
 from client.fhir.labels import is_sensitive
-from client.fhir.lint import Finding, lint, require_acknowledged
+from client.fhir.lint import Finding, has_fields, lint, require_acknowledged
 from crypto.policy import Attribute, Node, parse
 from protocol.identity import Purpose
 
@@ -34,29 +34,38 @@ def _attributes(node: Node) -> set[str]:
 def check_signing(parts: Collection[Part], acknowledged: Collection[str]) -> None:
     """For the doctor, before signing: `FindingsLeft` unless all findings in parts that the profile shares are acknowledged."""
     shared = {part.label for part in parts if part.access != PRIVATE}
-    require_acknowledged(lint({part.label: part.content for part in parts}, shared), acknowledged)
+    about = {part.label for part in parts if has_fields(part.content)}
+    require_acknowledged(lint({part.label: part.content for part in parts}, shared, about), acknowledged)
 
 
-def check_sharing(before: "StoredRecord", after: "StoredRecord", acknowledged: Collection[str]) -> list[str]:
+def check_sharing(
+    before: "StoredRecord",
+    after: "StoredRecord",
+    contents: Mapping[str, bytes],
+    acknowledged: Collection[str],
+) -> list[str]:
     """For the patient, before a version is made: `FindingsLeft` unless all findings in parts that were not open for research and
-    will be are acknowledged. Returns the labels of parts that leave the private class and hold what is marked as sensitive."""
-    contents = {part.label: part.content for part in after.record.parts}
+    will be are acknowledged. Returns the labels of parts that leave the private class and hold what is marked as sensitive. Of the
+    record's `contents`, only what is looked into is read."""
+    # A record that is not stored yet has no policies, so none of its parts is open.
     opened = _labels(after, _for_research(after)) - _labels(before, _for_research(before))
     if opened:
-        require_acknowledged(lint(contents, opened), acknowledged)
+        require_acknowledged(lint(contents, opened, after.about), acknowledged)
     others = {name for name, _ in (*before.policies, *after.policies)} - {PRIVATE}
     left = _labels(after, others) - _labels(before, others)
-    return [label for label in contents if label in left and is_sensitive(contents[label])]
+    return [
+        label
+        for label in after.labels
+        if label in left and not is_chunk(label) and is_sensitive(contents[label])
+    ]
 
 
-def findings_of(stored: "StoredRecord", access: Mapping[str, str] | None = None) -> list[Finding]:
-    """The findings in the parts of a patient's record outside the private class, or of all those that `access` (class by
-    label) puts there."""
-    contents = {part.label: part.content for part in stored.record.parts}
-    classes = access or {
-        label: part.access for label, part in zip(stored.labels, stored.parts, strict=bool(stored.parts))
-    }
-    return lint(contents, {label for label in contents if classes.get(label, PRIVATE) != PRIVATE})
+def findings_of(
+    stored: "StoredRecord", contents: Mapping[str, bytes], access: Mapping[str, str]
+) -> list[Finding]:
+    """The findings in those parts of a patient's record that `access` (class by label) puts outside the private class."""
+    shared = {label for label in stored.labels if access.get(label, PRIVATE) != PRIVATE}
+    return lint(contents, shared, stored.about)
 
 
 def _for_research(stored: "StoredRecord") -> set[str]:
@@ -64,9 +73,5 @@ def _for_research(stored: "StoredRecord") -> set[str]:
 
 
 def _labels(stored: "StoredRecord", classes: Collection[str]) -> set[str]:
-    """The labels of the parts in these classes; none of a record that is not stored yet."""
-    return {
-        label
-        for label, part in zip(stored.labels, stored.parts, strict=bool(stored.parts))
-        if part.access in classes
-    }
+    """The labels of the parts in these classes."""
+    return {part.label for part in stored.parts if part.access in classes}

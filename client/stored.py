@@ -1,32 +1,44 @@
 """A record as its patient keeps it in the home, and a version of it on its way to cloud and chains."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 import msgspec
 
-from client.doctor import MAX_RECORD, Record
-from client.fhir import PRIVATE, group_of, named
+from client.doctor import decode_part
+from client.fhir import PRIVATE, Label, group_of, named
+from client.home import MAX_FILE, Home
+from client.pack import read_part
 from crypto import ces
 from crypto.codec import Bytes32, Decoder, Short, UInt, Wire
 from crypto.epoch import in_week
 from crypto.errors import Malformed, NotFound
+from crypto.parts import open_part
 from crypto.policy import either, parse
 from protocol.contract import Proxy
 from protocol.identity import ChainKind, Purpose, key_attribute
-from protocol.record import MAX_CLASSES, BlobRef, View
+from protocol.record import MAX_CLASSES, MAX_PARTS, BlobRef, View
 from protocol.tx import PolicyText, Publish, Rule
+
+MAX_STORED = 4 << 20
+"""Bytes of a stored record: a signature, its parts at some 250 bytes each, and its terms."""
 
 AccessClass = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[a-z][a-z0-9-]*\Z")]
 
 
 class StoredPart(Wire, frozen=True):
-    """Where a part stands: its class, its key, and its ciphertext with the version that it was sealed in."""
+    """Where a part stands: its class, its key, and its ciphertext with the version that it was sealed in and its place in that version's
+    pack. The doctor's signature is over the `commitment`, which stands in for the content wherever that is not looked at. `has_fields`: of
+    the patient, as `client.fhir.lint` needs them."""
 
+    label: Label
+    commitment: Bytes32
+    has_fields: bool
     access: AccessClass
     key: Bytes32
     sealed_in: UInt
     blob: BlobRef
+    offset: UInt
 
 
 class Terms(Wire, frozen=True):
@@ -44,13 +56,14 @@ class Terms(Wire, frozen=True):
         return cls(rule.from_ms, rule.until_ms, rule.uses, rule.deny, rule.approval, rule.emergency)
 
 
-class StoredRecord(Wire, frozen=True, tag="stored-record/1"):
-    """A record as its patient keeps it; `version` 0 means not stored yet. In policies, `@week` stands for the `week` in which a
+class StoredRecord(Wire, frozen=True, tag="stored-record/2"):
+    """A record as its patient keeps it, but for the content of its parts, which are in packs; `version` 0 means not stored yet, then all
+    parts are private. In policies, `@week` stands for the `week` in which a
     version is made. `proxies` are those whom the envelopes of this version let in. A retired record gets no more versions."""
 
-    record: Record
+    signature: ces.FullSignature
     version: UInt
-    parts: tuple[StoredPart, ...]
+    parts: Annotated[tuple[StoredPart, ...], msgspec.Meta(min_length=1, max_length=MAX_PARTS)]
     policies: Annotated[tuple[tuple[AccessClass, str], ...], msgspec.Meta(max_length=MAX_CLASSES)]
     purposes: tuple[Purpose, ...]
     terms: Terms = Terms()
@@ -61,7 +74,7 @@ class StoredRecord(Wire, frozen=True, tag="stored-record/1"):
 
     @property
     def header(self) -> ces.Header:
-        return self.record.signature.header
+        return self.signature.header
 
     def policy_of(self, access: str) -> str | None:
         return dict(self.policies).get(access)
@@ -75,7 +88,27 @@ class StoredRecord(Wire, frozen=True, tag="stored-record/1"):
 
     @property
     def labels(self) -> list[str]:
-        return [part.label for part in self.record.parts]
+        return [part.label for part in self.parts]
+
+    @property
+    def commitments(self) -> list[bytes]:
+        return [part.commitment for part in self.parts]
+
+    @property
+    def about(self) -> list[str]:
+        """The labels of the parts with fields of the patient."""
+        return [part.label for part in self.parts if part.has_fields]
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """The access class of each part, by label."""
+        return {part.label: part.access for part in self.parts}
+
+    @property
+    def fresh(self) -> list[BlobRef]:
+        """The parts that were sealed in this very version, in the order of its pack."""
+        parts = sorted((p for p in self.parts if p.sealed_in == self.version), key=lambda p: p.offset)
+        return [part.blob for part in parts]
 
     @property
     def shared_class(self) -> str:
@@ -88,7 +121,7 @@ class StoredRecord(Wire, frozen=True, tag="stored-record/1"):
         return names[0]
 
     def labels_in(self, access: str) -> list[str]:
-        return [label for label, part in zip(self.labels, self.parts, strict=True) if part.access == access]
+        return [part.label for part in self.parts if part.access == access]
 
     def indices_of(self, name: str) -> tuple[int, ...]:
         """The part with this label, or all parts of this group; `NotFound` listing the groups there are."""
@@ -145,12 +178,12 @@ class StoredRecord(Wire, frozen=True, tag="stored-record/1"):
         return str(parse(in_week(text, self.week)))
 
 
-class PendingVersion(Wire, frozen=True, tag="pending/1"):
-    """A version on its way: everything needed to send it, again if need be."""
+class PendingVersion(Wire, frozen=True, tag="pending/2"):
+    """A version on its way: with its pack, if it has one, everything needed to send it, again if need be."""
 
     stored: StoredRecord
     views: tuple[View, ...]
-    blobs: tuple[bytes, ...]
+    envelopes: tuple[bytes, ...]
     publications: tuple[tuple[ChainKind, Publish], ...]
 
 
@@ -164,6 +197,35 @@ class Proxies(Wire, frozen=True, tag="proxies/1"):
         return tuple(sorted(p.proxy for p in self.proxies if "read" in p.powers and now_ms < p.until_ms))
 
 
-decode_stored = Decoder(StoredRecord, "a stored record", MAX_RECORD)
-decode_pending_version = Decoder(PendingVersion, "a pending version", 3 * MAX_RECORD)
+class Contents(Mapping[str, bytes]):
+    """The contents of a stored record's parts by label, each read and decrypted when it is asked for.
+
+    Raises then as `client.pack.read_part`, and `Unauthentic` if the part does not open.
+    """
+
+    def __init__(self, home: Home, stored: StoredRecord) -> None:
+        self._home, self._stored = home, stored
+        self._indices = {label: index for index, label in enumerate(stored.labels)}
+
+    def message(self, index: int) -> bytes:
+        """What the doctor has signed as this part."""
+        record, part = self._stored.header.record, self._stored.parts[index]
+        sealed = read_part(self._home.pack(record, part.sealed_in), part.offset, part.blob.size)
+        return open_part(part.key, record, index, part.sealed_in, sealed)[1]
+
+    def __getitem__(self, label: str) -> bytes:
+        return decode_part(self.message(self._indices[label])).content
+
+    def __contains__(self, label: object) -> bool:
+        return label in self._indices
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+
+decode_stored = Decoder(StoredRecord, "a stored record", MAX_STORED)
+decode_pending_version = Decoder(PendingVersion, "a pending version", MAX_FILE)
 decode_proxies = Decoder(Proxies, "the list of proxies", 1 << 20)

@@ -47,8 +47,13 @@ def tag_of(registry: str, coding: Coding) -> bytes:
 def codings_of(contents: Iterable[bytes]) -> dict[Coding, str]:
     """The codings in FHIR JSON, in order of appearance, with what the first of each says for people ("" if nothing)."""
     found: dict[Coding, str] = {}
-    rest: list[Any] = [json.loads(content) for content in contents]
-    rest.reverse()
+    for content in contents:
+        _find_codings(json.loads(content), found)
+    return found
+
+
+def _find_codings(document: Any, found: dict[Coding, str]) -> None:
+    rest = [document]
     while rest:
         value = rest.pop()
         if isinstance(value, list):
@@ -61,4 +66,3 @@ def codings_of(contents: Iterable[bytes]) -> dict[Coding, str]:
             rest += reversed(value.values())
         if len(found) > MAX_CODINGS:
             raise Malformed(f"the record has more than {MAX_CODINGS} codings; choose tags by yourself")
-    return found

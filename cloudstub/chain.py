@@ -28,6 +28,8 @@ _PAUSE_S = 0.1
 _IDLE_S = 2.0
 """How long a connection is kept for the next question: less than nodes wait before they close it."""
 _MAX_KEPT = 4096
+_MAX_ASKING = 256
+"""Questions under way at once."""
 _MAX_ANSWER = 8 * MAX_OBJECT
 
 
@@ -39,6 +41,8 @@ class NodeChain:
         self._members = Members(Committee(genesis), nodes)
         self._kept: dict[str, tuple[float, bytes]] = {}
         self._lock = threading.Lock()
+        # Threads are made as needed and kept: to start one takes as long as to ask a node.
+        self._pool = ThreadPoolExecutor(_MAX_ASKING)
         self._http = httpx2.Client(
             timeout=_ANSWER_S,
             trust_env=False,
@@ -83,16 +87,17 @@ class NodeChain:
     def _ask(self, path: str) -> bytes | None:
         committee, said = self._members.now(), Counter[bytes]()
         urls = [self._nodes[m.name].http for m in committee.members if m.name in self._nodes]
-        pool = ThreadPoolExecutor(committee.size)
+        asked = [self._pool.submit(self._fetch, url + path) for url in urls]
         try:
-            for asked in as_completed([pool.submit(self._fetch, url + path) for url in urls]):
-                answer = asked.result()
+            for answered in as_completed(asked):
+                answer = answered.result()
                 if answer is not None:
                     said[answer] += 1
                     if said[answer] >= committee.quorum:
                         return answer
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in asked:
+                future.cancel()
         return None
 
     def _fetch(self, url: str) -> bytes | None:

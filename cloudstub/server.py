@@ -30,6 +30,7 @@ import time
 from collections import ChainMap, Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import starmap
 from pathlib import Path
 from typing import Protocol
 
@@ -391,10 +392,28 @@ class _Cloud:
 
     async def _stream(self, head: bytes, parts: tuple[BlobRef, ...]) -> AsyncIterator[bytes]:
         yield len(head).to_bytes(4, "big") + head
+        for spans in self._spans(parts):
+            yield await asyncio.to_thread(_joined, spans)
+
+    def _spans(self, parts: tuple[BlobRef, ...]) -> Iterator[list[tuple[Path, int, int]]]:
+        """The places of the parts on disk in order, at most `CHUNK` bytes at a time: small parts travel together, as a record may have
+        thousands."""
+        spans: list[tuple[Path, int, int]] = []
+        room = CHUNK
         for ref in parts:
-            path = self._store.path(ref.hash)
-            for offset in range(0, ref.size, CHUNK):
-                yield await asyncio.to_thread(read_chunk, path, offset, CHUNK)
+            for at in range(0, ref.size, CHUNK):
+                size = min(CHUNK, ref.size - at)
+                if size > room:
+                    yield spans
+                    spans, room = [], CHUNK
+                spans.append((self._store.path(ref.hash), at, size))
+                room -= size
+        if spans:
+            yield spans
+
+
+def _joined(spans: list[tuple[Path, int, int]]) -> bytes:
+    return b"".join(starmap(read_chunk, spans))
 
 
 def _parts_of(path: Path, ref: BlobRef, record: bytes, version: int) -> list[BlobRef]:
@@ -462,18 +481,20 @@ async def _authorise(body: DownloadBody, view: View, config: CloudConfig, now_ms
             "other-version",
         )
     try:
-        await asyncio.to_thread(_check_standing, chain, ticket, config.authority, now_ms, False)
+        await _check_standing(chain, ticket, config.authority, now_ms, False)
     except Denied:  # what was asked some seconds ago may not hold any more
-        await asyncio.to_thread(_check_standing, chain, ticket, config.authority, now_ms, True)
+        await _check_standing(chain, ticket, config.authority, now_ms, True)
 
 
-def _check_standing(chain: Chain, ticket: Ticket, authority: bytes, now_ms: int, fresh: bool) -> None:
+async def _check_standing(chain: Chain, ticket: Ticket, authority: bytes, now_ms: int, fresh: bool) -> None:
     """Raise `Denied` unless the chain says that the requester is certified and the ticket's version current."""
-    person = chain.person(ticket.requester, fresh)
+    person, entry = await asyncio.gather(
+        asyncio.to_thread(chain.person, ticket.requester, fresh),
+        asyncio.to_thread(chain.record, ticket.record, fresh),
+    )
     if person is None or person.is_revoked:
         raise Denied("the credential of this key was revoked", "revoked")
     person.signed.verify(authority, now_ms)
-    entry = chain.record(ticket.record, fresh)
     if entry is None or (entry.status, entry.version, entry.commit) != (
         "published",
         ticket.version,

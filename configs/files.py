@@ -1,9 +1,10 @@
 """Files that must not be lost, torn or read by others: atomic writes, owner-only modes, key files."""
 
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from crypto import keyfile
 from crypto.errors import Conflict, Denied, Malformed, NotFound
@@ -16,16 +17,21 @@ MAX_CONFIG = 1 << 20
 
 def read(path: Path, limit: int = MAX_CONFIG) -> bytes:
     """The bytes of a file of at most `limit`; `NotFound` or `Malformed` naming it otherwise."""
+    with reading(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise Malformed(f"{path} is larger than {limit} bytes, which is more than such a file can have")
+    return data
+
+
+def reading(path: Path) -> BinaryIO:
+    """The file, to read from; `NotFound` naming it if that cannot be."""
     try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
+        return path.open("rb")
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise NotFound(f"{path} cannot be read: {error.strerror}") from None
-    if len(data) > limit:
-        raise Malformed(f"{path} is larger than {limit} bytes, which is more than such a file can have")
-    return data
 
 
 def read_text(path: Path) -> str:
@@ -37,6 +43,16 @@ def read_text(path: Path) -> str:
 
 def write(path: Path, data: bytes, *, mode: int = 0o600, replace: bool = False) -> None:
     """Write a whole file or none of it, durably. `Conflict` if it exists and `replace` is not set."""
+    with writing(path, mode=mode, replace=replace) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: Path, *, mode: int = 0o600, replace: bool = False) -> Iterator[BinaryIO]:
+    """A file to write to that becomes `path` at the end of the block, whole and durably; if the block raises, there is nothing of it.
+
+    `Conflict` if `path` exists and `replace` is not set. What a killed process leaves is called `.NAME.PID.tmp`.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not replace and path.exists():
         raise Conflict(f"{path} exists already and is not overwritten; move it away first")
@@ -47,7 +63,7 @@ def write(path: Path, data: bytes, *, mode: int = 0o600, replace: bool = False) 
         with os.fdopen(fd, "wb") as file:
             if owner and os.geteuid() == 0:  # an administrator must not lock a daemon out of its file
                 os.fchown(fd, owner.st_uid, owner.st_gid)
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -20,7 +20,7 @@ Invariants:
 """
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Protocol
 
@@ -61,7 +61,8 @@ _RSA_BITS = 3072
 _RSA_EXPONENT = 65537
 
 Opened = Mapping[int, tuple[bytes, bytes]]
-"""Parts by index, each as its tag (32 bytes) and its message."""
+"""Parts by index, each as its tag (32 bytes) and its message. Each is asked for once and none is kept, so that a mapping may read
+them as they are asked for."""
 
 
 class Header(Wire, frozen=True):
@@ -162,23 +163,26 @@ class FullSignature(Wire, frozen=True):
         """The tag of part `index`, 32 bytes."""
         return self.tags[index * TAG_BYTES : (index + 1) * TAG_BYTES]
 
-    def extract(self, messages: Sequence[bytes], keep: Collection[int]) -> "Extract":
-        """The signature over just the parts `keep` (at least one) of `messages` (all parts, in order).
+    def commit(self, index: int, message: bytes) -> bytes:
+        """The commitment to part `index`, 32 bytes: as binding as the part itself, and as secret as its tag. With those of all parts
+        at hand, nothing else here needs their content."""
+        return commit(self.header.record, index, self.tag(index), message)
+
+    def commitments(self, messages: Iterable[bytes]) -> list[bytes]:
+        """The commitments to all parts, from their `messages` in order, of which none is kept."""
+        return [self.commit(i, message) for i, message in enumerate(messages)]
+
+    def extract(self, commitments: Sequence[bytes], keep: Collection[int]) -> "Extract":
+        """The signature over just the parts `keep` (at least one), with the `commitments` to all parts in order.
 
         Does not verify: what is cut from a false signature is false. Raises `Denied` if the doctor's rules forbid the selection,
-        `Malformed` for an unknown or repeated index or a wrong number of messages.
+        `Malformed` for an unknown or repeated index or a wrong number of commitments.
         """
-        _check_counts(self, messages)
+        _check_counts(self, commitments)
         header = self.header
         kept = _allowed(header, keep, range(header.count))
-        parts = {
-            i: b"" if i in kept else commit(header.record, i, self.tag(i), message)
-            for i, message in enumerate(messages)
-        }
+        parts = {i: b"" if i in kept else commitment for i, commitment in enumerate(commitments)}
         return Extract(header, part_set(kept), opening(header.form, header.count, parts), self.signature)
-
-    def _opened(self, messages: Sequence[bytes]) -> Opened:
-        return {i: (self.tag(i), message) for i, message in enumerate(messages)}
 
 
 class Extract(Wire, frozen=True):
@@ -216,7 +220,7 @@ decode_extract = Decoder(Extract, "an extracted signature", MAX_OBJECT)
 
 
 def sign(
-    messages: Sequence[bytes],
+    messages: Collection[bytes],
     signer: Signer,
     *,
     record: bytes,
@@ -230,6 +234,7 @@ def sign(
 ) -> FullSignature:
     """The signature of `signer` over `messages` (1 up to `MAX_PARTS`) and a header with the other arguments, under fresh tags.
 
+    The messages are gone through once, in order, and none is kept.
     `record` is a fresh random id of 16 bytes, `patient` and `doctor` are Ed25519 keys (32 bytes). Without a `form`, the number of
     parts decides. Raises `Malformed` for anything out of bounds or a rule that makes no sense.
     """
@@ -250,23 +255,22 @@ def sign(
     decode_header(encode(blank))  # a struct built in memory is not validated by its type
     _check_header(blank)
     unsigned = FullSignature(blank, random(count * TAG_BYTES), b"")
-    header = msgspec.structs.replace(blank, root=_root(blank, unsigned._opened(messages)))
+    commitments = unsigned.commitments(messages)
+    _check_counts(unsigned, commitments)
+    header = msgspec.structs.replace(blank, root=_root(blank, dict(enumerate(commitments))))
     return FullSignature(header, unsigned.tags, signer.sign(encode(header)))
 
 
-def verify_full(signature: FullSignature, messages: Sequence[bytes], suite: str, public: bytes) -> None:
-    """Accept only what the holder of the `suite` key `public` signed: this header and exactly these messages.
+def verify_full(signature: FullSignature, commitments: Sequence[bytes], suite: str, public: bytes) -> None:
+    """Accept only what the holder of the `suite` key `public` signed: this header and exactly the parts that `commitments` are to.
 
-    Raises `Unauthentic` if anything differs, `Malformed` for a wrong number of messages, an unknown suite or a bad key.
+    `FullSignature.commitments` makes them from the parts; those that somebody else made prove nothing of any part. Raises
+    `Unauthentic` if anything differs, `Malformed` for a wrong number of commitments, an unknown suite or a bad key.
     """
-    _check_header(signature.header)
-    _check_counts(signature, messages)
-    _check_signed(
-        signature.header,
-        _root(signature.header, signature._opened(messages)),
-        signature.signature,
-        (suite, public),
-    )
+    header = signature.header
+    _check_header(header)
+    _check_counts(signature, commitments)
+    _check_signed(header, _root(header, dict(enumerate(commitments))), signature.signature, (suite, public))
 
 
 def verify(extract: Extract, parts: Opened, suite_key: tuple[str, bytes]) -> None:
@@ -281,13 +285,14 @@ def verify(extract: Extract, parts: Opened, suite_key: tuple[str, bytes]) -> Non
     kept = extract.kept
     if len(parts) != len(kept) or any(i not in parts for i in kept):
         raise Malformed("the parts at hand are not exactly those that the extract is over")
-    found = _root(extract.header, {i: parts[i] for i in kept}, extract.hashes)
+    record = extract.header.record
+    commitments = {i: commit(record, i, *parts[i]) for i in kept}
+    found = _root(extract.header, commitments, extract.hashes)
     _check_signed(extract.header, found, extract.signature, suite_key)
     _check_rules(extract.header, mask_of(extract.selection))
 
 
-def _root(header: Header, parts: Opened, hashes: bytes = b"") -> bytes:
-    commitments = {i: commit(header.record, i, tag, message) for i, (tag, message) in parts.items()}
+def _root(header: Header, commitments: Mapping[int, bytes], hashes: bytes = b"") -> bytes:
     return root(header.form, header.count, commitments, hashes)
 
 
@@ -312,12 +317,14 @@ def _check_header(header: Header) -> None:
         rule.check(header.count)
 
 
-def _check_counts(signature: FullSignature, messages: Sequence[bytes]) -> None:
+def _check_counts(signature: FullSignature, commitments: Sequence[bytes]) -> None:
     count = signature.header.count
-    if len(signature.tags) != count * TAG_BYTES or len(messages) != count:
+    if len(signature.tags) != count * TAG_BYTES or len(commitments) != count:
         raise Malformed(
-            f"the header has {count} parts, but there are {len(signature.tags)} bytes of tags and {len(messages)} parts"
+            f"the header has {count} parts, but there are {len(signature.tags)} bytes of tags and {len(commitments)} parts"
         )
+    if any(len(commitment) != HASH_BYTES for commitment in commitments):
+        raise Malformed(f"a commitment has {HASH_BYTES} bytes; commit to the parts first")
 
 
 def _check_selection(extract: Extract) -> None:

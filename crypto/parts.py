@@ -17,6 +17,7 @@ keys, far below the bound of 2^32. Zstandard is RFC 8878. A ciphertext still sho
 
 import os
 from collections.abc import Callable
+from typing import TypeVar
 
 import zstandard
 from cryptography.exceptions import InvalidTag
@@ -44,6 +45,10 @@ _LEAST = 512
 _OVERHEAD = len(_MARKER) + _NONCE_BYTES + TAG_BYTES + _GCM_TAG_BYTES
 """What a sealed part has beside the padded frame and its size."""
 
+T = TypeVar("T")
+_compressors: list[zstandard.ZstdCompressor] = []
+_decompressors: list[zstandard.ZstdDecompressor] = []
+
 
 def seal_part(
     key32: bytes,
@@ -63,12 +68,16 @@ def seal_part(
     if len(message) > MAX_MESSAGE:
         raise Malformed(f"part {index} has {len(message)} bytes, more than {MAX_MESSAGE}: split it")
     # An empty message has no frame: the library stops reading at a stated size of 0 and lets others follow.
-    frame = zstandard.ZstdCompressor().compress(message) if message else b""
-    content = len(frame).to_bytes(_SIZE_BYTES, "big") + frame
-    if (size := _OVERHEAD + len(content)) > MAX_SEALED:
+    frame = _compress(message) if message else b""
+    used = _SIZE_BYTES + len(frame)
+    if (size := _OVERHEAD + used) > MAX_SEALED:
         raise Malformed(f"part {index} has {size} bytes when sealed, more than {MAX_SEALED}: split it")
-    padded = content.ljust(min(_padded_size(len(content)), MAX_SEALED - _OVERHEAD), b"\0")
-    return _MARKER + _seal(key32, tag + padded, encode((_SEAL_SUITE, record, index, sealed_in)), random)
+    zeros = bytes(min(_padded_size(used), MAX_SEALED - _OVERHEAD) - used)
+    # Of a large part, each copy counts: there are as few as can be.
+    padded = b"".join((tag, len(frame).to_bytes(_SIZE_BYTES, "big"), frame, zeros))
+    del frame
+    context = encode((_SEAL_SUITE, record, index, sealed_in))
+    return _seal(key32, padded, context, random, _MARKER)
 
 
 def open_part(
@@ -84,10 +93,10 @@ def open_part(
     if not sealed.startswith(_MARKER):
         raise Unauthentic(f"part {index} is damaged, or sealed in a form that this version does not know")
     context = encode((_SEAL_SUITE, record, index, sealed_in))
-    plaintext = _open(key32, sealed[len(_MARKER) :], context, f"part {index}")
-    tag, content = plaintext[:TAG_BYTES], plaintext[TAG_BYTES:]
+    plaintext = memoryview(_open(key32, memoryview(sealed)[len(_MARKER) :], context, f"part {index}"))
+    tag, content = bytes(plaintext[:TAG_BYTES]), plaintext[TAG_BYTES:]
     end = _SIZE_BYTES + int.from_bytes(content[:_SIZE_BYTES], "big")
-    if len(content) < max(_SIZE_BYTES, end) or content[end:].strip(b"\0"):
+    if len(content) < max(_SIZE_BYTES, end) or bytes(content[end:]).strip(b"\0"):
         raise Malformed(f"part {index} is not a tag, a frame and zeros: ask its owner to seal it again")
     return tag, _decompress(content[_SIZE_BYTES:end], index, limit)
 
@@ -118,12 +127,14 @@ def _aead(key32: bytes) -> AESGCM:
     return AESGCM(key32)
 
 
-def _seal(key32: bytes, plaintext: bytes, context: bytes, random: Callable[[int], bytes]) -> bytes:
+def _seal(
+    key32: bytes, plaintext: bytes, context: bytes, random: Callable[[int], bytes], marker: bytes = b""
+) -> bytes:
     nonce = random(_NONCE_BYTES)
-    return nonce + _aead(key32).encrypt(nonce, plaintext, context)
+    return b"".join((marker, nonce, _aead(key32).encrypt(nonce, plaintext, context)))
 
 
-def _open(key32: bytes, sealed: bytes, context: bytes, what: str) -> bytes:
+def _open(key32: bytes, sealed: bytes | memoryview, context: bytes, what: str) -> bytes:
     if len(sealed) < _NONCE_BYTES + _GCM_TAG_BYTES:
         raise Unauthentic(f"{what} is cut short: fetch it again")
     try:
@@ -141,7 +152,23 @@ def _padded_size(size: int) -> int:
     return max(_LEAST, -(-size >> low) << low)
 
 
-def _decompress(frame: bytes, index: int, limit: int) -> bytes:
+def _lent(idle: list[T], make: Callable[[], T]) -> T:
+    """One of the idle machines, or a new one: to make one takes as long as all else that is done to a small part, and no two threads
+    may use the same. Whoever is done with it gives it back."""
+    try:
+        return idle.pop()
+    except IndexError:
+        return make()
+
+
+def _compress(message: bytes) -> bytes:
+    machine = _lent(_compressors, zstandard.ZstdCompressor)
+    frame = machine.compress(message)
+    _compressors.append(machine)
+    return frame
+
+
+def _decompress(frame: memoryview, index: int, limit: int) -> bytes:
     if not frame:
         return b""
     try:
@@ -150,6 +177,9 @@ def _decompress(frame: bytes, index: int, limit: int) -> bytes:
             raise Malformed(f"part {index} does not state the size of its message: refused")
         if size > limit:
             raise Malformed(f"part {index} unpacks to {size} bytes, more than the limit of {limit}: refused")
-        return zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+        machine = _lent(_decompressors, zstandard.ZstdDecompressor)
+        message = machine.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError:
         raise Malformed(f"part {index} is not one zstd frame of the size that it states: refused") from None
+    _decompressors.append(machine)
+    return message

@@ -51,6 +51,45 @@ def test_the_threat_model_names_tests():
     assert len(named_tests((ROOT / "docs" / "threat-model.md").read_text())) > 100
 
 
+_SOURCED = re.compile(r"((?:^\|[^\n]*\|\n)+)\nFrom (\[[^\n]*(?:\n[^\n]+)*)", re.MULTILINE)
+"""A table, and the sentence after it that begins with From and links to the CSV files that its figures are in."""
+_FIGURE = re.compile(r"([0-9][0-9,]*(?:\.[0-9]+)?)(?: ?(?:ms|us|s|MB|MiB|kB|B|tx/s|%))?")
+
+
+def unsourced(table: str, files: list[Path]) -> list[str]:
+    """The figures of a table that are in none of the files, rounded as they are shown."""
+    text = " ".join(file.read_text() for file in files)
+    known = [
+        float(word) for word in re.findall(r"(?<![\w.-])[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?(?![\w.])", text)
+    ]
+    cells = [cell.strip() for row in table.splitlines()[2:] for cell in row.strip("|").split("|")]
+    shown = [found[1].replace(",", "") for cell in cells if (found := _FIGURE.fullmatch(cell))]
+
+    def is_known(figure: str) -> bool:
+        whole, _, fraction = figure.partition(".")
+        last = -len(fraction) if fraction else len(whole) - len(whole.rstrip("0"))
+        half = 0.5 * 10.0**last
+        return any(abs(value - float(figure)) <= half * 1.0001 for value in known)
+
+    return [figure for figure in shown if not is_known(figure)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_figure_of_a_table_that_names_its_source_is_in_it(document: Path):
+    for table, source in _SOURCED.findall(document.read_text()):
+        files = [document.parent / name for name, _ in _LINK.findall(source) if name.endswith(".csv")]
+        assert files, f"{document.name} has a table from no file: {source}"
+        assert not unsourced(table, files), f"{document.name}: not in {source}"
+
+
+def test_a_figure_that_nobody_measured_is_noticed(tmp_path: Path):
+    file = tmp_path / "some.csv"
+    file.write_text("what,ms\na,12.3456\nb,3770.2\n")
+    table = "| what | ms |\n|---|---:|\n"
+    assert unsourced(table + "| a | 12.3 ms |\n| b | 3,770 |\n", [file]) == []
+    assert unsourced(table + "| a | 12.4 ms |\n| b | 3,780 |\n", [file]) == ["12.4", "3780"]
+
+
 def _constants(*names: str) -> Iterator[ast.AST]:
     for name in names:
         yield from ast.walk(ast.parse((ROOT / "protocol" / name).read_text()))

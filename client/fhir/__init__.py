@@ -10,6 +10,8 @@ from client.fhir.profile import (
     Label,
     Profile,
     group_of,
+    is_attached,
+    is_chunk,
     load_profile,
     named,
 )
@@ -27,6 +29,8 @@ __all__ = [
     "Part",
     "Profile",
     "group_of",
+    "is_attached",
+    "is_chunk",
     "join",
     "load_bundle",
     "load_profile",

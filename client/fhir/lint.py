@@ -24,6 +24,7 @@ import msgspec
 
 from client.fhir.attachments import decode_base64, texts_in, texts_inside
 from client.fhir.labels import is_sensitive
+from client.fhir.profile import group_of, is_chunk
 from crypto.errors import Denied, Malformed
 
 Kind = Literal["name", "address", "telecom", "identifier", "birth-date", "sensitive", "unread"]
@@ -111,20 +112,25 @@ def require_acknowledged(findings: Iterable[Finding], acknowledged: Collection[s
         raise FindingsLeft(left)
 
 
-def lint(parts: Mapping[str, bytes], shared: Collection[str]) -> list[Finding]:
-    """The findings in the parts `shared` (labels) of a record whose `parts` are those of `split`, all of them, by label.
+def lint(parts: Mapping[str, bytes], shared: Collection[str], about: Collection[str]) -> list[Finding]:
+    """The findings in the parts `shared` of a record with these `parts` by label, of which `about` have fields of the patient.
 
-    In the order of the parts; `Malformed` if a part is none that `split` makes. The id of a finding is 16 hex digits; it stays while
-    kind, path and the first resource concerned stay.
+    Only these are read. In the order of the parts; `Malformed` if one is none that `split` makes. An attached file is not looked into,
+    which is one finding. The id of a finding is 16 hex digits; it stays while kind, path and the first resource concerned stay.
     """
     try:
-        texts = _Texts(_Wanted.of(_patient(parts.values())))
-        return [
-            finding
-            for label in parts
-            if label in shared
-            for finding in _Part(label, parts[label], texts).findings()
-        ]
+        texts = _Texts(_Wanted.of(_patient(parts[label] for label in about)))
+        found: list[Finding] = []
+        unread: dict[str, int] = {}
+        for label in parts:
+            if label in shared and is_chunk(label):
+                unread[group_of(label)] = unread.get(group_of(label), 0) + 1
+            elif label in shared:
+                found += _Part(label, parts[label], texts).findings()
+        for label, chunks in unread.items():
+            unit = _Unit("$.data", parts.get(label, b""))
+            found.append(Finding(unit.id_of("unread", label), label, unit.path, "unread", chunks, ""))
+        return found
     except (msgspec.DecodeError, ValueError, TypeError, KeyError, RecursionError):
         raise Malformed(
             "a part of the record is not in the form that bundles are cut into, so nobody can look for names in it; "
@@ -134,6 +140,18 @@ def lint(parts: Mapping[str, bytes], shared: Collection[str]) -> list[Finding]:
 
 def _decode(text: bytes) -> Any:
     return json.loads(text, parse_int=_Number, parse_float=_Number)
+
+
+class _Fields(msgspec.Struct):
+    fields: dict[str, msgspec.Raw] = {}
+
+
+def has_fields(content: bytes) -> bool:
+    """Whether a part has fields of the patient, which say what to look for."""
+    try:
+        return bool(msgspec.json.decode(content, type=_Fields).fields)
+    except (msgspec.DecodeError, RecursionError):
+        return False
 
 
 def _patient(parts: Iterable[bytes]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ _date = re.compile(r"[0-9]{4}(-[0-9]{2}(-[0-9]{2})?)?")
 
 
 _of_one_resource = re.compile(r"-[0-9]+\Z")
+_of_attachment = re.compile(r"a[1-9][0-9]{0,3}(-[1-9][0-9]{0,3})?\Z")
 _MAX_EACH = 27
 """Characters of the label of a group with `each`, so that its parts' labels are labels too."""
 
@@ -142,6 +143,16 @@ def group_of(label: str) -> str:
     return _of_one_resource.sub("", label)
 
 
+def is_attached(label: str) -> bool:
+    """Whether the part belongs to a file attached to the record (`client.attach`): a1, a1-1, a1-2, …"""
+    return _of_attachment.match(label) is not None
+
+
+def is_chunk(label: str) -> bool:
+    """Whether the part is a stretch of such a file's bytes: a1-1, a1-2, …, but not a1, which is about the file."""
+    return is_attached(label) and group_of(label) != label
+
+
 def named(labels: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """What a name may stand for in a record whose parts are `labels`, by index: a part, or all parts of a group."""
     names: dict[str, list[int]] = {}
@@ -186,6 +197,8 @@ def _check(file: _File) -> Profile:
             raise Malformed(
                 f"The profile has the label {label} twice: labels of groups and derived parts must differ"
             )
+        if is_attached(label):
+            raise Malformed(f"The profile's label {label} is one of an attached file: call it otherwise")
         if group_of(label) != label:
             raise Malformed(
                 f"The profile's label {label} ends like that of a single resource: end it without a number"

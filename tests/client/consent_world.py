@@ -1,6 +1,8 @@
 """Homes whose chains are the real contract on a state in memory, and whose cloud counts what it holds: everything a client does happens in
 one thread, in one order, and can be cut off after any of its steps."""
 
+import hashlib
+import io
 import os
 import shutil
 import tempfile
@@ -10,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from client.chain import now_ms
-from client.doctor import Record, SignedPart, _Package, header_digest
+from client.doctor import SignedPart, header_digest, write_package
 from client.home import Home
 from client.patient import Patient
 from client.session import KINDS, Session
@@ -18,7 +20,6 @@ from crypto import ces
 from crypto.codec import encode
 from crypto.errors import Denied, NotFound, Unavailable
 from crypto.fabeo import MasterKey
-from crypto.seal import seal
 from crypto.sign import Ed25519Signer, SigningKey
 from protocol import contract
 from protocol.contract import Pending, Person, Proxy, Receipt, RecordEntry, decode_person
@@ -148,11 +149,14 @@ class MemoryCloud:
         self.uploads: dict[bytes, list[Upload]] = {}
         self.blobs: dict[bytes, bytes] = {}
 
-    def upload(self, upload: Upload, blobs: dict[bytes, bytes]) -> None:
+    def upload(self, upload: Upload, content: Iterable[bytes]) -> None:
         def take() -> None:
+            sent = io.BytesIO(b"".join(content))
             for view in upload.body.views[:1]:
                 self.uploads.setdefault(view.record, []).append(upload)
-            self.blobs |= blobs
+            self.blobs |= {ref.hash: sent.read(ref.size) for ref in upload.body.blobs}
+            assert all(hashlib.sha256(blob).digest() == name for name, blob in self.blobs.items())
+            assert not sent.read()
 
         self._steps.step(take)
 
@@ -261,9 +265,9 @@ class World:
         home.enrol(signed, key.to_bytes(), MASTER.public.to_bytes())
 
     def _signed(self, home: Home) -> bytes:
-        parts = tuple(SignedPart(label, b'{"part":"%s"}' % label.encode()) for label in LABELS)
+        messages = [encode(SignedPart(label, b'{"part":"%s"}' % label.encode())) for label in LABELS]
         signature = ces.sign(
-            [encode(part) for part in parts],
+            messages,
             DOCTOR_CES,
             record=RECORD,
             patient=home.sign.public,
@@ -273,8 +277,9 @@ class World:
         )
         for chain in self.chains.values():
             chain.execute(self.doctor, Attest(RECORD, home.sign.public, header_digest(signature.header)))
-        sealed = seal(home.seal.public, encode(Record(signature, parts)))
-        return encode(_Package("diptych-record/x25519-sealedbox", sealed))
+        package = io.BytesIO()
+        write_package(signature, LABELS, iter(messages), home.seal.public, package)
+        return package.getvalue()
 
 
 def _one_after_another(act: Callable[[ChainKind], T], kinds: Iterable[ChainKind] = KINDS) -> list[T]:

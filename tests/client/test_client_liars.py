@@ -14,7 +14,7 @@ import pytest
 from client.chain import ChainClient
 from client.chaos.history import History
 from client.chaos.load import ChainLoad
-from client.cloud import CloudClient
+from client.cloud import Blobs, CloudClient
 from client.web import MAX_ANSWER, TooLarge, checked, http_client
 from crypto.codec import encode
 from crypto.errors import DiptychError, Malformed, Unavailable
@@ -182,7 +182,7 @@ def download(head: DownloadHead | bytes, *parts: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + data + b"".join(parts)
 
 
-def fetch(answer: bytes) -> dict[bytes, bytes]:
+def fetch(answer: bytes) -> Blobs:
     with server(saying(answer)) as url:
         cloud = CloudClient(Service(url, "00" * 32))
         try:
@@ -192,7 +192,7 @@ def fetch(answer: bytes) -> dict[bytes, bytes]:
 
 
 def test_what_an_honest_cloud_serves_is_taken():
-    assert fetch(download(HONEST, *PARTS)) == {
+    assert dict(fetch(download(HONEST, *PARTS))) == {
         ref.hash: part for ref, part in zip(WANTED, PARTS, strict=True)
     }
 

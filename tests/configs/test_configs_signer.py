@@ -95,7 +95,7 @@ def test_a_doctor_signs_records_with_a_key_that_is_elsewhere(tmp_path: Path, con
     remote = connect(f"{SIGNER} {shlex.quote(str(tmp_path / 'ces.key'))}", CommandCesSigner)
     parts, about = (b"one", b"two"), {"record": bytes(16), "patient": bytes(32), "doctor": bytes(32)}
     signature = ces.sign(parts, remote, **about, created_ms=0, profile="safe")
-    ces.verify_full(signature, parts, suite, remote.public)
+    ces.verify_full(signature, signature.commitments(parts), suite, remote.public)
     with pytest.raises(Malformed, match=f"suite '{suite}'; this needs ed25519"):
         connect(f"{SIGNER} {shlex.quote(str(tmp_path / 'ces.key'))}")
 

@@ -3,7 +3,7 @@
 import hashlib
 import random
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,10 @@ def make(messages: Iterable[bytes] = MESSAGES, suite: str = ces.ED25519, **more:
     return ces.sign(tuple(messages), SIGNERS[suite], **{**ABOUT, **more})
 
 
+def verify_full(full: ces.FullSignature, messages: Iterable[bytes], suite: str, public: bytes) -> None:
+    ces.verify_full(full, full.commitments(messages), suite, public)
+
+
 @dataclass
 class Signed:
     suite: str
@@ -50,7 +54,7 @@ class Signed:
         return {i: (self.full.tag(i), self.messages[i]) for i in keep}
 
     def extract(self, keep: Any) -> ces.Extract:
-        return self.full.extract(self.messages, keep)
+        return self.full.extract(self.full.commitments(self.messages), keep)
 
 
 def signed_with(*rules: ceas.Rule, messages: tuple[bytes, ...] = MESSAGES, **more: Any) -> Signed:
@@ -84,8 +88,8 @@ def part_set(indices: Iterable[int]) -> bytes:
 
 def test_full_signature_and_extract_verify_after_a_trip_over_the_wire(signed: Signed) -> None:
     full = ces.decode_full(encode(signed.full))
-    ces.verify_full(full, MESSAGES, *signed.key)
-    extract = ces.decode_extract(encode(full.extract(MESSAGES, SHARED)))
+    verify_full(full, MESSAGES, *signed.key)
+    extract = ces.decode_extract(encode(full.extract(full.commitments(MESSAGES), SHARED)))
     assert extract.kept == SHARED
     ces.verify(extract, signed.parts(SHARED), signed.key)
 
@@ -132,7 +136,7 @@ def test_a_tree_is_chosen_for_records_of_many_parts_and_both_forms_on_demand() -
 def test_one_part_alone_can_be_a_record(signed: Signed) -> None:
     for form in FORMS:
         one = signed_with(messages=(b"only",), form=form)
-        ces.verify_full(one.full, (b"only",), *one.key)
+        verify_full(one.full, (b"only",), *one.key)
         extract = one.extract([0])
         assert extract.hashes == b""
         ces.verify(extract, one.parts([0]), one.key)
@@ -145,7 +149,7 @@ def test_a_record_of_thousands_of_parts_verifies_and_an_extract_of_a_tree_stays_
     count = ceas.MAX_PARTS
     messages = tuple(b"part %d" % i for i in range(count))
     signed = signed_with(messages=messages, form=form)
-    ces.verify_full(ces.decode_full(encode(signed.full)), messages, *signed.key)
+    verify_full(ces.decode_full(encode(signed.full)), messages, *signed.key)
     chosen = random.Random(7).sample(range(count), 1500)
     for keep in ([0], [count - 1], [77, 2048], chosen, range(count)):
         extract = ces.decode_extract(encode(signed.extract(keep)))
@@ -222,7 +226,7 @@ def test_a_changed_truncated_or_absent_signature_is_refused(signed: Signed) -> N
                 signed.key,
             )
         with pytest.raises(Unauthentic):
-            ces.verify_full(msgspec.structs.replace(signed.full, signature=bad), MESSAGES, *signed.key)
+            verify_full(msgspec.structs.replace(signed.full, signature=bad), MESSAGES, *signed.key)
 
 
 def test_swapped_positions_are_refused(signed: Signed) -> None:
@@ -306,7 +310,7 @@ def test_a_changed_header_field_is_refused(signed: Signed, change: dict[str, Any
     with pytest.raises((Unauthentic, Malformed)):
         ces.verify(extract, signed.parts(SHARED), signed.key)
     with pytest.raises((Unauthentic, Malformed)):
-        ces.verify_full(msgspec.structs.replace(signed.full, header=forged), MESSAGES, *signed.key)
+        verify_full(msgspec.structs.replace(signed.full, header=forged), MESSAGES, *signed.key)
 
 
 def test_an_extract_of_one_form_is_refused_as_the_other_even_with_hashes_that_would_fit() -> None:
@@ -408,7 +412,7 @@ def test_an_extract_holds_neither_removed_parts_nor_any_tag(signed: Signed) -> N
 def test_who_knows_a_removed_part_but_not_its_tag_cannot_confirm_it_by_hashing() -> None:
     messages = (b"female", b"diagnosis")
     twice = [make(messages) for _ in range(2)]
-    assert len({full.extract(messages, [1]).hashes for full in twice}) == 2
+    assert len({full.extract(full.commitments(messages), [1]).hashes for full in twice}) == 2
     assert len({full.tag(i) for full in twice for i in (0, 1)}) == 4
 
 
@@ -435,11 +439,15 @@ def test_an_extract_depends_on_a_removed_part_only_through_its_commitment(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ces, "commit", ideal)
         extracts = [
-            encode(make(messages, form=form, random=lambda _: tags).extract(messages, keep))
+            encode(Signed(ces.ED25519, full, messages).extract(keep))
             for messages in worlds
+            for full in [make(messages, form=form, random=lambda _: tags)]
         ]
     assert extracts[0] == extracts[1]
-    real = [make(messages, form=form, random=lambda _: tags).extract(messages, keep) for messages in worlds]
+    real = [
+        Signed(ces.ED25519, make(messages, form=form, random=lambda _: tags), messages).extract(keep)
+        for messages in worlds
+    ]
     assert len({(len(e.hashes), e.selection) for e in real}) == 1
 
 
@@ -491,14 +499,19 @@ def test_a_selection_that_is_empty_beyond_the_record_or_not_as_short_as_it_can_b
 
 def test_a_wrong_number_of_messages_or_tags_is_refused() -> None:
     signed = signed_with()
-    for messages in (MESSAGES[:-1], (*MESSAGES, b"more")):
+    right = signed.full.commitments(MESSAGES)
+    for commitments in (right[:-1], [*right, bytes(32)]):
         with pytest.raises(Malformed, match="9 parts"):
-            ces.verify_full(signed.full, messages, *signed.key)
+            ces.verify_full(signed.full, commitments, *signed.key)
         with pytest.raises(Malformed, match="9 parts"):
-            signed.full.extract(messages, SHARED)
+            signed.full.extract(commitments, SHARED)
+    with pytest.raises(Malformed, match="commit to the parts first"):
+        signed.full.extract(MESSAGES, SHARED)
+    with pytest.raises(Malformed, match="tag of part 9"):
+        signed.full.commitments((*MESSAGES, b"more"))
     for tags in (signed.full.tags[:-32], signed.full.tags + b"t" * 32, signed.full.tags[:-1]):
         with pytest.raises(Malformed, match="9 parts"):
-            ces.verify_full(msgspec.structs.replace(signed.full, tags=tags), MESSAGES, *signed.key)
+            ces.verify_full(msgspec.structs.replace(signed.full, tags=tags), right, *signed.key)
 
 
 @pytest.mark.parametrize(
@@ -518,7 +531,7 @@ def test_the_largest_header_that_can_be_signed_still_makes_decodable_objects() -
     messages = (b"",) * count
     signed = signed_with(*(rule,) * 250, messages=messages)
     assert len(encode(signed.full.header)) > ces.MAX_HEADER - 16_000
-    ces.verify_full(ces.decode_full(encode(signed.full)), messages, *signed.key)
+    verify_full(ces.decode_full(encode(signed.full)), messages, *signed.key)
     extract = ces.decode_extract(encode(signed.extract([3])))
     ces.verify(extract, signed.parts([3]), signed.key)
     with pytest.raises(Malformed, match="limit"):
@@ -544,7 +557,9 @@ def test_an_extract_cut_by_hand_against_the_rules_is_denied_by_its_verifier() ->
         signed = signed_with(ceas.together(part_set([2, 3])), form=form)
         free = msgspec.structs.replace(signed.full.header, rules=())
         lenient = msgspec.structs.replace(signed.full, header=free)
-        forced = msgspec.structs.replace(lenient.extract(MESSAGES, [2]), header=signed.full.header)
+        forced = msgspec.structs.replace(
+            lenient.extract(lenient.commitments(MESSAGES), [2]), header=signed.full.header
+        )
         with pytest.raises(Denied, match="rule 1 "):
             ces.verify(forced, signed.parts([2]), signed.key)
 
@@ -556,9 +571,9 @@ def test_a_rule_that_makes_no_sense_is_neither_signed_nor_accepted() -> None:
     by_a_careless_doctor = ces.decode_full(encode(re_signed(signed_with(), rules=(rule,))))
     key = ces.ED25519, SIGNERS[ces.ED25519].public
     with pytest.raises(Malformed, match="3 of 2"):
-        ces.verify_full(by_a_careless_doctor, MESSAGES, *key)
+        verify_full(by_a_careless_doctor, MESSAGES, *key)
     with pytest.raises(Malformed, match="3 of 2"):
-        by_a_careless_doctor.extract(MESSAGES, [1])
+        by_a_careless_doctor.extract(by_a_careless_doctor.commitments(MESSAGES), [1])
 
 
 GATES = st.recursive(
@@ -610,7 +625,9 @@ def test_every_allowed_selection_verifies_and_every_other_is_refused_by_who_extr
         free = msgspec.structs.replace(
             signed.full, header=msgspec.structs.replace(signed.full.header, rules=())
         )
-        forced = msgspec.structs.replace(free.extract(messages, keep), header=signed.full.header)
+        forced = msgspec.structs.replace(
+            free.extract(free.commitments(messages), keep), header=signed.full.header
+        )
         with pytest.raises(Denied):
             ces.verify(forced, signed.parts(keep), signed.key)
         return
@@ -745,7 +762,7 @@ def test_errors_say_nothing_of_the_content(signed: Signed) -> None:
 def test_a_signer_comes_back_from_its_bytes(signed: Signed) -> None:
     signer = ces.CesSigner.from_bytes(SIGNERS[signed.suite].to_bytes())
     assert (signer.suite, signer.public) == signed.key
-    ces.verify_full(ces.sign(MESSAGES, signer, **ABOUT), MESSAGES, *signed.key)
+    verify_full(ces.sign(MESSAGES, signer, **ABOUT), MESSAGES, *signed.key)
 
 
 def test_damaged_signer_bytes_are_refused_without_showing_them() -> None:
@@ -780,3 +797,52 @@ def test_rsa_verification_refuses_keys_of_other_kinds_sizes_and_encodings() -> N
     for public in bad_keys * 2:
         with pytest.raises(Malformed):
             ces.verify(signed.extract(SHARED), signed.parts(SHARED), (ces.RSA_PSS, public))
+
+
+class Lazy(Sequence[bytes]):
+    """Messages that are read as they are asked for, and say how many are alive at once."""
+
+    alive, most = 0, 0
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> bytes:
+        if not 0 <= index < self._count:
+            raise IndexError
+        return Counted(b"%d" % index * 100)
+
+
+class Counted(bytes):
+    def __new__(cls, content: bytes) -> "Counted":
+        made = super().__new__(cls, content)
+        Lazy.alive += 1
+        Lazy.most = max(Lazy.most, Lazy.alive)
+        return made
+
+    def __del__(self) -> None:
+        Lazy.alive -= 1
+
+
+def test_no_more_than_one_message_is_held_at_a_time_while_signing_cutting_and_verifying() -> None:
+    messages = Lazy(300)
+    full = ces.sign(messages, SIGNERS[ces.ED25519], **ABOUT)
+    commitments = full.commitments(messages)
+    key = (ces.ED25519, SIGNERS[ces.ED25519].public)
+    ces.verify_full(full, commitments, *key)
+
+    class Opened(Mapping[int, tuple[bytes, bytes]]):
+        def __getitem__(self, index: int) -> tuple[bytes, bytes]:
+            return full.tag(index), messages[index]
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(range(200))
+
+        def __len__(self) -> int:
+            return 200
+
+    ces.verify(full.extract(commitments, range(200)), Opened(), key)
+    assert Lazy.most <= 2, "the next is read while the last is let go"

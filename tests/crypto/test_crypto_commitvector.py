@@ -188,7 +188,7 @@ def test_a_tree_of_another_number_of_leaves_with_the_same_root_is_stopped_by_the
     """Under four leaves and under three, part 0 can have one and the same path: the hash of leaves 2 and 3 passes for leaf 2."""
     messages = (b"a", b"b", b"c", b"d")
     full = signed(messages)
-    extract = full.extract(messages, [0])
+    extract = full.extract(full.commitments(messages), [0])
     of_part = {0: commit(b"R" * 16, 0, full.tag(0), b"a")}
     assert root("merkle", 3, of_part, extract.hashes) == root("merkle", 4, of_part, extract.hashes)
     forged = ces.decode_extract(

@@ -1,5 +1,6 @@
 """Many records at once against a real network: imported and opened on all cores, cut off in the middle, gone on with."""
 
+import io
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from e2e_files import ROOT
 
-from client.doctor import open_package
+from client.doctor import Package
 from client.patient import Patient
 from client.samples.generate import many
 from client.session import Session
@@ -83,7 +84,9 @@ def test_an_import_goes_on_after_kill_9_signs_each_bundle_once_and_reports_what_
     assert {Path(f["name"]).name for f in report["failures"]} == {"bad.json", "missing.json"}
     records = attested(doctor, patient)
     assert len(records) == len(files) == len(list(out.glob("*.diptych")))
-    headers = {open_package(p.read_bytes(), patient.home.seal).signature.header.record for p in out.iterdir()}
+    headers = {
+        Package(io.BytesIO(p.read_bytes()), patient.home.seal).signature.header.record for p in out.iterdir()
+    }
     assert headers == records
 
     again = batch(doctor, "import", table, "--out", out, code=7)

@@ -73,7 +73,7 @@ def test_no_key_of_a_person_or_part_lies_on_any_server_or_in_its_log(
     files: dict[str, bytes], stored: StoredRecord, people: dict[str, Session]
 ):
     secrets = [part.key for part in stored.parts]
-    secrets += [stored.record.signature.tag(i) for i in range(stored.header.count)]
+    secrets += [stored.signature.tag(i) for i in range(stored.header.count)]
     for session in people.values():
         home = session.home
         secrets += [home.sign.seed, bytes(home.seal._key), home.attribute_key.to_bytes()[-96:]]

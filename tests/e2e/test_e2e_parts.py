@@ -9,15 +9,18 @@ from dataclasses import dataclass
 import msgspec
 import pytest
 
-from client.doctor import Doctor, Record, SignedPart, header_digest
+from client.doctor import Doctor, SignedPart, header_digest
 from client.fhir import load_profile, tokens_equal
+from client.pack import new_pack
 from client.patient import Patient, StoredRecord
 from client.reader import Reader
 from client.session import KINDS, Session
+from client.stored import StoredPart
 from client.web import now_ms
 from crypto import ces
 from crypto.codec import encode
 from crypto.errors import Denied, Malformed, Unauthentic
+from crypto.parts import seal_part
 from node.devnet import Supervisor
 from protocol.tx import Attest
 
@@ -97,7 +100,7 @@ def test_the_clouds_disk_has_neither_tags_nor_labels_of_a_record(
     for data in files:
         assert b"birth-year" not in data
         for index in range(stored.header.count):
-            assert stored.record.signature.tag(index) not in data
+            assert stored.signature.tag(index) not in data
 
 
 def test_what_the_doctor_ties_together_the_patient_cannot_part(world: World, sample: bytes):
@@ -129,7 +132,7 @@ def test_an_extracted_signature_belongs_to_one_version_of_one_record(world: Worl
     moved = patient.move(first.header.record, "m7", "private")
     other = world.store(world.sign(sample, "safe"))
     envelopes = {
-        name: patient._envelope(stored, stored.record.messages, "shared", "role:researcher")
+        name: patient._envelope(stored, "shared", "role:researcher")
         for name, stored in (("first", first), ("second", second), ("moved", moved), ("other", other))
     }
     for name, envelope in envelopes.items():
@@ -147,9 +150,9 @@ def test_an_extracted_signature_belongs_to_one_version_of_one_record(world: Worl
 
 def test_a_reader_refuses_a_record_whose_doctor_and_patient_conspire_to_use_a_label_twice(world: World):
     doctor, patient = world.doctor, world.patient
-    parts = tuple(SignedPart("m5", content) for content in (b'{"first":1}', b'{"second":2}'))
+    messages = [encode(SignedPart("m5", content)) for content in (b'{"first":1}', b'{"second":2}')]
     signature = ces.sign(
-        [encode(part) for part in parts],
+        messages,
         doctor.home.ces,
         record=os.urandom(16),
         patient=patient.home.sign.public,
@@ -160,7 +163,13 @@ def test_a_reader_refuses_a_record_whose_doctor_and_patient_conspire_to_use_a_la
     record = signature.header.record
     attest = Attest(record, patient.home.sign.public, header_digest(signature.header))
     doctor.on_chains(lambda kind: doctor.chains[kind].execute(doctor.home.sign, attest))
-    Patient(patient)._save(StoredRecord(Record(signature, parts), 0, (), (), ()))
+    parts = []
+    with new_pack(patient.home.pack(record, 1)) as pack:
+        for i, message in enumerate(messages):
+            place = pack.add(seal_part(bytes(32), record, i, 1, signature.tag(i), message))
+            commitment = signature.commit(i, message)
+            parts.append(StoredPart("m5", commitment, False, "private", bytes(32), 1, *place))
+    Patient(patient)._save(StoredRecord(signature, 0, tuple(parts), (), ()))
     stored = Patient(patient).store(record, {"m5": "shared"}, POLICIES, ("research",))
     with pytest.raises(Malformed, match="one label"):
         world.read(stored)

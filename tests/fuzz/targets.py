@@ -407,11 +407,12 @@ def signatures_extracted(data: bytes) -> None:
         given = _decode_extracted(data)
         signature, messages = given.signature, given.messages
         is_true = False
+        commitments = signature.commitments(messages)
         with refused:
-            ces.verify_full(signature, messages, *key)
+            ces.verify_full(signature, commitments, *key)
             is_true = True
         assert not is_true or (messages == MESSAGES and signature.header in [s.header for s in SIGNED])
-        extract = signature.extract(messages, given.keep)
+        extract = signature.extract(commitments, given.keep)
         assert ces.decode_extract(encode(extract)) == extract
         for cut in (extract, extract.reduce(_opened(signature, messages, extract), given.smaller)):
             try:
