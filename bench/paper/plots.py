@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from bench.paper.lab import Row
 from bench.results import draw
@@ -195,9 +195,7 @@ def _logarithmic(axes: Axes, base: int = 2) -> None:
     """Logarithmic axes, the horizontal one to this base, with figures that are easy to read."""
     axes.set_xscale("log", base=base)
     axes.set_yscale("log", subs=(2, 5))
-    plain = FuncFormatter(
-        lambda value, _: f"{value:,.0f}" if value < 1e5 else f"{value:.0e}".replace("e+0", "e")
-    )
+    plain = EngFormatter(sep="\N{NO-BREAK SPACE}")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(plain)
     low, high = axes.get_ylim()
