@@ -288,6 +288,9 @@ class Chain:
     def execute(self, blocks: Sequence[tuple[Block, Certificate]]) -> None:
         self._ledger.execute(block for block, _ in blocks)
 
+    def tidy(self) -> None:
+        self._ledger.tidy()
+
     def grow(self, blocks: int, processes: int, on_block: Callable[[int], None]) -> None:
         """Until it has so many of the writer's blocks; `on_block` is told how many have come."""
         writer, context = self.writer, multiprocessing.get_context("spawn")

@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
@@ -168,9 +168,15 @@ class CloudClient:
             ) from None
 
     def fetch(
-        self, index: Index, ticket: SignedTicket | None, reader: Ed25519Signer, wanted: Sequence[BlobRef] = ()
+        self,
+        index: Index,
+        ticket: SignedTicket | None,
+        reader: Ed25519Signer,
+        wanted: Sequence[BlobRef] = (),
+        count: Callable[[int], None] = lambda _: None,
     ) -> tuple[DownloadHead, list[Envelope], Blobs]:
-        """The view that `index` points at, its envelopes, and the `wanted` parts by hash, all checked against their names."""
+        """The view that `index` points at, its envelopes, and the `wanted` parts by hash, all checked against their names. `count` is told
+        how many bytes of them have come."""
         if any(ref.size > MAX_PART for ref in wanted) or sum(ref.size for ref in wanted) > MAX_DOWNLOAD:
             raise Malformed(f"the record has more than {MAX_DOWNLOAD} bytes, which no honest one has")
         names = tuple(ref.hash for ref in wanted)
@@ -190,7 +196,7 @@ class CloudClient:
                 if not response.is_success:
                     response.read()
                     checked(response)
-                return _read_download(index, wanted, _Reader(response.iter_bytes()), blobs)
+                return _read_download(index, wanted, _Reader(response.iter_bytes()), blobs, count)
         except httpx2.HTTPError as error:
             raise Unavailable(
                 f"the cloud does not answer ({type(error).__name__}); try again later"
@@ -216,7 +222,7 @@ class _Reader:
 
 
 def _read_download(
-    index: Index, wanted: Sequence[BlobRef], stream: _Reader, blobs: Blobs
+    index: Index, wanted: Sequence[BlobRef], stream: _Reader, blobs: Blobs, count: Callable[[int], None]
 ) -> tuple[DownloadHead, list[Envelope], Blobs]:
     size = int.from_bytes(stream.take(4), "big")
     if size > _MAX_DOWNLOAD_HEAD:
@@ -233,4 +239,5 @@ def _read_download(
         raise Unauthentic("the cloud served other parts than were asked for")
     for ref in head.blobs:
         blobs.add(ref, stream.pieces(ref.size))
+        count(ref.size)
     return head, envelopes, blobs

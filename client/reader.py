@@ -233,9 +233,9 @@ class Reader:
             raise Unauthentic("the record differs from what its doctor attested on chain")
         certified = session.aside(lambda: chain.credential(header.doctor))
         session.progress("fetching and decrypting the parts")
-        _, _, blobs = session.cloud.fetch(
-            index, ticket, self._home.sign, [p.blob for e in opened for p in e.parts]
-        )
+        wanted = [part.blob for envelope in opened for part in envelope.parts]
+        fetched = session.meter("fetched", sum(ref.size for ref in wanted))
+        _, _, blobs = session.cloud.fetch(index, ticket, self._home.sign, wanted, fetched)
         doctor = certified.result()
         if doctor.ces_key is None or doctor.role != "doctor":
             raise Unauthentic("the record's signer is not certified as a doctor")

@@ -8,7 +8,7 @@ once were, and which buckets have changed since.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -52,6 +52,8 @@ MAX_KEY = 128
 """More bytes than a key of the state has."""
 MAX_CHANGED = 8192
 """Changes of buckets after which the hashes of all are kept anew: 2 MB, a fiftieth of what the changes themselves write."""
+MAX_LOG_PAGES = 16_000
+"""Pages of the write-ahead log at which a commit moves them into the file itself, if nobody has called `tidy`."""
 NUMBER_BYTES = 2
 """Of the number of a bucket in the table `changed`."""
 
@@ -113,6 +115,7 @@ class Ledger:
     def __init__(self, folder: Path, genesis: Genesis) -> None:
         self._file = folder / LEDGER
         self._db = connect(self._file, "NORMAL")
+        self._db.execute(f"PRAGMA wal_autocheckpoint={MAX_LOG_PAGES}")
         self._genesis = genesis
         self._changed = 0
         """How many changes of buckets the table of that name tells."""
@@ -277,6 +280,12 @@ class Ledger:
                     db.execute("ROLLBACK")
                 raise
         return new
+
+    def tidy(self) -> None:
+        """Move what is committed from the write-ahead log into the file: on a long chain as much work as to execute, so a thread of its own does
+        it meanwhile."""
+        with closing(connect(self._file, "NORMAL")) as db:
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _save(self, values: Mapping[bytes, bytes | None], buckets: Mapping[int, bytes]) -> None:
         """Put values into the state, None for a key that goes, and buckets into the tree's table."""

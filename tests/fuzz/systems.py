@@ -20,7 +20,7 @@ import node.api as node_api
 from client import chain
 from client.audit import audit
 from client.chain import ChainClient
-from client.cloud import _read_download, _Reader
+from client.cloud import Blobs, _read_download, _Reader
 from client.diagnosis import diagnose
 from cloudstub.server import create_app as cloud_app
 from configs.faults import NodeFaults
@@ -671,7 +671,7 @@ def client_answered(data: bytes) -> None:
         )
         chain.PAUSE = 0.0
         client = ChainClient(GENESIS, addresses)
-        client.close()
+        client._http.close()
         client._http = httpx2.Client(transport=httpx2.MockTransport(answer))
         client.members._asked = float("inf")  # whom it asks about the members has targets of its own
         client.verified_state = lambda key, seconds=0: ChainClient.verified_state(client, key, 0)  # type: ignore[method-assign]
@@ -707,7 +707,7 @@ def cloud_answered(data: bytes) -> None:
     """A cloud that lies to a reader."""
     index = decode_index(one(decode_index))
     with refused:
-        _read_download(index, (), _Reader(iter([data[:10], data[10:]])))
+        _read_download(index, (), _Reader(iter([data[:10], data[10:]])), Blobs(0, None), lambda _: None)
 
 
 # --- files on disk --------------------------------------------------------------------------------------------------------------------------

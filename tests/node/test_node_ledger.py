@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
@@ -179,6 +180,31 @@ def test_a_power_cut_in_the_middle_of_a_block_leaves_the_last_whole_one(tmp_path
     after.execute(CHAIN)
     assert contents(after) == expected
     after.close()
+
+
+def test_what_is_tidied_is_in_the_file_itself_without_its_log(tmp_path, ledger, expected):
+    ledger.execute(CHAIN)
+    for is_tidy in (False, True):
+        if is_tidy:
+            ledger.tidy()
+        alone = tmp_path / f"alone-{is_tidy}"
+        alone.mkdir()
+        shutil.copy(tmp_path / "ledger.db", alone)
+        found = Ledger(alone, GENESIS)
+        assert (contents(found) == expected) == is_tidy
+        found.close()
+
+
+def test_a_ledger_is_tidied_while_another_thread_executes(tmp_path, ledger, expected):
+    with ThreadPoolExecutor(1) as pool:
+        for block in CHAIN:
+            tidying = pool.submit(ledger.tidy)
+            ledger.execute([block])
+            tidying.result()
+    assert contents(ledger) == expected
+    again = Ledger(tmp_path, GENESIS)
+    assert contents(again) == expected
+    again.close()
 
 
 def state_root(ledger: Ledger) -> bytes:

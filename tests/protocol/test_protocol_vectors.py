@@ -9,6 +9,7 @@ stands in it as bytes of the right length.
 
 import hashlib
 import importlib
+import io
 import json
 import pkgutil
 import re
@@ -405,15 +406,18 @@ def signed_part() -> doctor.SignedPart:
     return doctor.SignedPart("m0", b'{"resourceType":"Patient"}')
 
 
-def signed_record() -> doctor.Record:
+def full_signature() -> ces.FullSignature:
     signature = KEYS["doctor"].sign("ces", encode(CES_HEADER))
-    return doctor.Record(ces.FullSignature(CES_HEADER, filled("tag", 32), signature), (signed_part(),))
+    return ces.FullSignature(CES_HEADER, filled("tag", 32), signature)
 
 
 def stored() -> homes.StoredRecord:
-    placed = homes.StoredPart("shared", filled("part key", 32), 1, BlobRef.of(PART))
+    commitment = full_signature().commit(0, encode(signed_part()))
+    placed = homes.StoredPart(
+        "m0", commitment, True, "shared", filled("part key", 32), 1, BlobRef.of(PART), 0
+    )
     return homes.StoredRecord(
-        signed_record(),
+        full_signature(),
         1,
         (placed,),
         (("shared", RULE.policy),),
@@ -428,7 +432,7 @@ def stored() -> homes.StoredRecord:
 def pending() -> homes.PendingVersion:
     _, publish = actions()["publish"]
     assert isinstance(publish, tx.Publish)
-    return homes.PendingVersion(stored(), (VIEW,), (encode(ENVELOPE), PART), (("storage", publish),))
+    return homes.PendingVersion(stored(), (VIEW,), (encode(ENVELOPE),), (("storage", publish),))
 
 
 def proxies() -> homes.Proxies:
@@ -493,8 +497,12 @@ def secret_file(passphrase: bytes | None) -> keyfile._KeyFile:
     )
 
 
+def package_head() -> doctor._Head:
+    return doctor._Head(full_signature(), (("m0", filled("package key", 32)),))
+
+
 def package() -> doctor._Package:
-    return doctor._Package(doctor._SUITE, boxed(BOXES["patient"].public, encode(signed_record())))
+    return doctor._Package(doctor._SUITE, boxed(BOXES["patient"].public, encode(package_head())))
 
 
 def objects() -> Iterator[
@@ -598,7 +606,7 @@ def objects() -> Iterator[
     yield "home: secrets", home._decode_secrets, ces_key, {}
     yield "home: enrolled", home._decode_enrolled, enrolled, {}
     yield "signed part", doctor.decode_part, signed_part, {}
-    yield "signed record", doctor._decode_record, signed_record, {}
+    yield "package head", doctor._decode_head, package_head, {}
     yield "record package", doctor._decode_package, package, {}
     yield "stored record", homes.decode_stored, stored, {}
     yield "pending version", homes.decode_pending_version, pending, {}
@@ -775,7 +783,8 @@ def test_the_known_objects_hold_for_those_who_receive_them():
     record.decode_upload_receipt(BYTES["upload receipt"]).verify(sent, KEYS["cloud"].public)
     enrolment.decode_enrolment(BYTES["enrolment"]).verify()
     enrolment.decode_issued(BYTES["issued"]).verify(enrolment.decode_key_request(BYTES["key request"]))
-    doctor.open_package(BYTES["record package"], BOXES["patient"])
+    framed = len(BYTES["record package"]).to_bytes(4, "big") + BYTES["record package"]
+    assert doctor.Package(io.BytesIO(framed), BOXES["patient"]).labels == ["m0"]
     assert keyfile.open_sealed(BYTES["key file"], b"a passphrase").startswith(b"a secret")
 
 
