@@ -104,14 +104,19 @@ class Connection:
 
     async def post(self, path: str, body: bytes) -> bytes:
         """The body of the answer, which must be a 200."""
-        head = f"POST {path} HTTP/1.1\r\nhost: node\r\ncontent-length: {len(body)}\r\n\r\n"
+        status, content = await self.ask("POST", path, body)
+        assert status == 200, content
+        return content
+
+    async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Status and body of the answer."""
+        head = f"{method} {path} HTTP/1.1\r\nhost: node\r\ncontent-length: {len(body)}\r\n\r\n"
         self._writer.write(head.encode() + body)
         answer = (await self._reader.readuntil(b"\r\n\r\n")).lower()
         length = int(answer.partition(b"content-length: ")[2].partition(b"\r\n")[0])
         content = await self._reader.readexactly(length)
-        assert answer.startswith(b"http/1.1 200"), content
         self._used = time.monotonic()
-        return content
+        return int(answer[9:12]), content
 
     def close(self) -> None:
         self._writer.close()

@@ -10,6 +10,12 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def run_seconds(pid: int) -> float:
+    """Time that the threads of a process which live now have run, to the nanosecond."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
 def status(pid: int, field: str) -> int:
     """A number of /proc/PID/status: `Threads`; in bytes `VmRSS` (memory now) and `VmHWM` (most so far)."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():

@@ -13,10 +13,9 @@ from functools import wraps
 from typing import Any
 from unittest.mock import patch
 
-import client.pack
-
 import client.doctor
 import client.fhir
+import client.pack
 import client.patient
 import client.reader
 import crypto.ces

@@ -205,16 +205,30 @@ class Doctor:
 
         `rules` say which selections of parts may be extracted, in the language of `crypto.ceas` over the labels of parts and
         groups; `acknowledged` are ids of findings in the parts that the profile shares (`client.fhir.lint`). Of an attached file, the
-        part that says what it is stands among the parts returned. `record` is the id, 16 fresh random bytes. Raises `Malformed` for a bad bundle, rule or file, `FindingsLeft` for
-        findings not acknowledged, `NotFound` or `Denied` for a patient who is not certified, `Conflict` or `Unauthentic` for a file that
-        was changed meanwhile: then what was written of the package is good for nothing.
+        part that says what it is stands among the parts returned. `record` is the id, 16 fresh random bytes. Raises `Malformed` for a
+        bad bundle, rule or file, `FindingsLeft` for findings not acknowledged, `NotFound` or `Denied` for a patient who is not certified,
+        `Conflict` or `Unauthentic` for a file that was changed meanwhile: then what was written of the package is good for nothing.
         """
-        session, home = self._session, self._session.home
-        if home.ces is None:
-            raise Denied("only a doctor's home can sign records; this one has no record-signing key")
+        session = self._session
         session.progress("reading and slicing the bundle")
         parts = split(read_bundle(bundle), profile)
         check_signing(parts, acknowledged)
+        return self.sign_parts(parts, patient, profile.name, package, rules, attachments, record)
+
+    def sign_parts(
+        self,
+        parts: list[Part],
+        patient: bytes,
+        profile: str,
+        package: BinaryIO,
+        rules: Sequence[str] = (),
+        attachments: Sequence[Path] = (),
+        record: bytes | None = None,
+    ) -> tuple[Signed, list[Part]]:
+        """Sign parts that were looked at as one record; all else as `prepare`."""
+        session, home = self._session, self._session.home
+        if home.ces is None:
+            raise Denied("only a doctor's home can sign records; this one has no record-signing key")
         files = attach.files(attachments, len(parts))
         messages = _Messages(parts, files, session)
         names = named(messages.labels)
@@ -228,7 +242,7 @@ class Doctor:
             patient=patient,
             doctor=home.sign.public,
             created_ms=now_ms(),
-            profile=profile.name,
+            profile=profile,
             rules=parsed,
         )
         found = write_package(signature, messages.labels, iter(messages), sealed_to, package)

@@ -19,7 +19,7 @@ from client.fhir import PRIVATE, is_attached
 from client.fhir.lint import has_fields
 from client.light import ProvedLog
 from client.pack import new_pack, pieces
-from client.session import KINDS, Session
+from client.session import Session
 from client.sharing import check_sharing
 from client.stored import (
     Contents,
@@ -244,8 +244,15 @@ class Patient:
             raise Conflict("the record has this very rule already")
         return self._advance(stored, after, "rewrap", acknowledged)
 
-    def rekey(self, record: bytes, names: Sequence[str] = ()) -> StoredRecord:
-        """Encrypt parts or groups, by default all, under new keys, and upload the new ciphertexts with the new version."""
+    def rekey(
+        self,
+        record: bytes,
+        names: Sequence[str] = (),
+        policies: Mapping[str, str] | None = None,
+        acknowledged: Collection[str] = (),
+    ) -> StoredRecord:
+        """Encrypt parts or groups, by default all, under new keys, and upload the new ciphertexts with the new version; with `policies`
+        of classes, under these from then on."""
         stored = self._stored(record)
         indices = sorted({i for name in names for i in stored.indices_of(name)}) or range(len(stored.parts))
         contents, parts, version = self.contents(stored), list(stored.parts), stored.version + 1
@@ -259,7 +266,8 @@ class Patient:
                     parts[index], key=key, sealed_in=version, blob=blob, offset=offset
                 )
         try:
-            return self._advance(stored, msgspec.structs.replace(stored, parts=tuple(parts)), "rekey")
+            after = msgspec.structs.replace(_with_policies(stored, policies or {}), parts=tuple(parts))
+            return self._advance(stored, after, "rekey", acknowledged)
         except BaseException:
             if not self._home.has(f"pending-{record.hex()}") and self.load(record).version < version:
                 self._home.remove_packs(record, but={part.sealed_in for part in stored.parts})
@@ -427,21 +435,28 @@ class Patient:
         }
         if change and self._agree:
             self._agree(self.foresee(change, before, stored))
-        shared = {access: data for access, data in envelopes.items() if access != PRIVATE}
-        reach = {"storage": envelopes, "sharing": shared}
-        views = {kind: self._view(kind, stored, reach[kind]) for kind in KINDS}
-        publications = tuple((kind, self._publication(kind, stored, views[kind])) for kind in KINDS)
+        views = {kind: self._view(kind, stored, reached) for kind, reached in self._reach(envelopes).items()}
+        publications = tuple((kind, self._publication(kind, stored, view)) for kind, view in views.items())
         pending = PendingVersion(stored, tuple(views.values()), tuple(envelopes.values()), publications)
         self._home.save(f"pending-{stored.header.record.hex()}", encode(pending))
         self._send(pending)
         return stored
+
+    def _reach(self, envelopes: Mapping[str, bytes]) -> dict[ChainKind, Mapping[str, bytes]]:
+        """The envelopes, by access class, that the index on each chain leads to."""
+        shared = {access: data for access, data in envelopes.items() if access != PRIVATE}
+        return {"storage": envelopes, "sharing": shared}
+
+    def _encapsulate(self, policy: str, context: bytes) -> tuple[bytes, bytes]:
+        """The header of an envelope, and the class key that those who satisfy its policy find in it."""
+        return encapsulate(self._home.abe_public, policy, context)
 
     def _envelope(self, stored: StoredRecord, access: str, policy: str) -> Envelope:
         record, version = stored.header.record, stored.version
         indices = [i for i, part in enumerate(stored.parts) if part.access == access]
         extract = encode(stored.signature.extract(stored.commitments, indices))
         context = envelope_context(record, version, access, extract)
-        header, class_key = encapsulate(self._home.abe_public, policy, context)
+        header, class_key = self._encapsulate(policy, context)
         sealed = tuple(
             SealedPart(i, part.sealed_in, part.blob, wrap_key(class_key, context, i, part.key))
             for i in indices

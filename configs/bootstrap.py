@@ -15,7 +15,18 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 LOCK = ROOT / "requirements.lock"
 _STAMP = VENV / "installed.sha256"
-_NEEDED = ("libp2p", "pymcl", "nacl", "msgspec", "typer", "starlette", "uvicorn", "httpx2", "pytest")
+_NEEDED = (
+    "libp2p",
+    "pymcl",
+    "nacl",
+    "msgspec",
+    "typer",
+    "starlette",
+    "uvicorn",
+    "httpx2",
+    "matplotlib",
+    "pytest",
+)
 
 
 def ensure() -> None:
@@ -32,7 +43,7 @@ def ensure() -> None:
     if not is_current:
         _install(lock_hash)
     python = str(VENV / "bin" / "python")
-    os.execv(python, [python, *sys.argv])  # noqa: S606
+    os.execv(python, [python, *sys.orig_argv[1:]])  # noqa: S606
 
 
 def _install(lock_hash: str) -> None:

@@ -28,6 +28,7 @@ import msgspec
 from configs.files import read, write
 from crypto.codec import Short
 from crypto.errors import Conflict, Malformed, NotFound, Unauthentic, Unavailable
+from node.ledger import KEPT_TABLES
 from node.ledger import SCHEMA as LEDGER_SCHEMA
 from node.prune import disk_troubles, drop_bodies, last_unneeded
 from node.store import JOURNAL, LEDGER, FolderLock, pruned_height
@@ -37,7 +38,16 @@ from protocol.block import Committee, Header, decode_block, decode_certificate
 from protocol.contract import decode_receipt, next_root
 from protocol.epochs import decode_handover, follow
 from protocol.genesis import Genesis
-from protocol.state_tree import StateTree, bucket_hash, bucket_of, changed, key_hash, value_hash
+from protocol.state_tree import (
+    BUCKETS,
+    PAIR,
+    StateTree,
+    bucket_hash,
+    bucket_of,
+    key_hash,
+    value_hash,
+    value_in,
+)
 
 MANIFEST = "manifest.json"
 MAX_VALUE = 8 << 20
@@ -78,6 +88,7 @@ def backup(data: Path, out: Path, genesis: Genesis, node: str, *, is_snapshot: b
         _copy(data / LEDGER, folder / LEDGER)  # before the journal, see above
         _copy(data / JOURNAL, folder / JOURNAL)
         _mark(folder / JOURNAL, genesis)
+        _forget_hashes(folder / LEDGER)
         if is_snapshot:
             _lighten(folder)
         (height, block), (executed, root, state) = _verify(folder / JOURNAL, folder / LEDGER, genesis)
@@ -194,6 +205,13 @@ def _mark(journal: Path, genesis: Genesis) -> None:
         db.execute("INSERT OR REPLACE INTO meta VALUES ('restored', x'01')")
 
 
+def _forget_hashes(ledger: Path) -> None:
+    """Take out of a copy of a ledger what a node finds its tree again by: it makes that anew."""
+    with disk_troubles(ledger), closing(sqlite3.connect(ledger)) as db, db:
+        for table in KEPT_TABLES:
+            db.execute(f"DELETE FROM {table}")  # noqa: S608
+
+
 def _lighten(folder: Path) -> None:
     """Make the copies in `folder` a snapshot."""
     _keep_final(folder / JOURNAL)
@@ -235,6 +253,9 @@ def _verify(
                 raise Malformed("a database of the backup is damaged; take another backup")
         if blocks.execute("SELECT value FROM meta WHERE name = 'genesis'").fetchone() != (genesis.hash,):
             raise Malformed(f"{journal} is of another chain than the genesis; get the right one")
+        for table in KEPT_TABLES:
+            if receipts.execute(f"SELECT COUNT(*) FROM {table}").fetchone() != (0,):  # noqa: S608
+                raise Unauthentic("the ledger of the backup brings a tree of its own; take another backup")
         ids = _block_ids(blocks, genesis)
         executed, root = _receipts_root(receipts, ids)
         state = _state_root(receipts, executed)
@@ -328,17 +349,28 @@ def _receipts_root(ledger: sqlite3.Connection, ids: list[bytes]) -> tuple[int, b
 
 
 def _state_root(ledger: sqlite3.Connection, executed: int) -> bytes:
-    """The root of the state at the height executed, made anew from the values; the buckets must be theirs."""
-    values: dict[int, dict[bytes, bytes | None]] = {}
+    """The root of the state at the height executed, made anew; each value is in its bucket, and nothing else is in any."""
+    wrong = Unauthentic("the contract's state is not that of its root; take another backup")
+    hashes: dict[int, bytes] = {}
+    size = count = 0
+    for number, pairs in ledger.execute("SELECT number, pairs FROM buckets"):
+        if not 0 <= number < BUCKETS:
+            raise wrong
+        hashes[number] = bucket_hash(_blob(pairs))
+        size += len(pairs)
+    root = StateTree(hashes.items()).root
+    if ledger.execute("SELECT state FROM executed WHERE height = ?", (executed,)).fetchone() != (root,):
+        raise wrong
+    del hashes
+    query = "SELECT pairs FROM buckets WHERE number = ?"
     for key, value in ledger.execute("SELECT key, value FROM state"):
         hashed = key_hash(_blob(key))
-        values.setdefault(bucket_of(hashed), {})[hashed] = value_hash(_blob(value))
-    buckets = {number: changed(b"", pairs) for number, pairs in values.items()}
-    told = dict(ledger.execute("SELECT number, pairs FROM buckets WHERE pairs != x''"))
-    root = StateTree((number, bucket_hash(pairs)) for number, pairs in buckets.items()).root
-    head = ledger.execute("SELECT state FROM executed WHERE height = ?", (executed,)).fetchone()
-    if told != buckets or head != (root,):
-        raise Unauthentic("the contract's state is not that of its root; take another backup")
+        (pairs,) = ledger.execute(query, (bucket_of(hashed),)).fetchone() or (b"",)
+        if value_in(pairs, hashed) != value_hash(_blob(value)):
+            raise wrong
+        count += 1
+    if size != count * PAIR:
+        raise wrong
     return root
 
 

@@ -73,6 +73,8 @@ REGOSSIP_PERIOD, REGOSSIP_COUNT = 1.0, 200
 MAX_WAITERS = 20_000
 LINK_CHECK_S, LINGER_S = 5.0, 1.0
 MAX_CERTIFIED = 100_000
+TIDY_TXS = 500
+"""Transactions after which the ledger is tidied: some 16 MB of its write-ahead log."""
 INLINE_TXS = 16
 """Blocks with no more transactions are executed in the loop's own thread: less work than to hand them to another and back."""
 
@@ -110,6 +112,8 @@ class Node:
         self._ledger, self._ledger_reader = Ledger(data, genesis), Ledger(data, genesis)
         self._reader_thread = ThreadPoolExecutor(1, "reader")
         self._ledger_thread = ThreadPoolExecutor(1, "ledger")
+        self._tidy_thread = ThreadPoolExecutor(1, "tidy")
+        self._untidy, self._tidying = 0, False
         self.mempool = Mempool(genesis.chain_id)
         restored = self._store.load()
         key, nonce = self._key_in(committee), os.urandom(32)
@@ -179,6 +183,7 @@ class Node:
         await self.net.stop()
         self._reader_thread.shutdown()
         self._ledger_thread.shutdown()
+        self._tidy_thread.shutdown()
         self._ledger.close()
         self._ledger_reader.close()
         self._store.close()
@@ -649,9 +654,22 @@ class Node:
                     waiter(receipt)
 
     async def _run(self, blocks: list[Block]) -> list[Receipt]:
-        if sum(len(block.txs) for block in blocks) <= INLINE_TXS:
-            return self._ledger.execute(blocks)
-        return await self._in_ledger(lambda: self._ledger.execute(blocks))
+        txs = sum(len(block.txs) for block in blocks)
+        if txs <= INLINE_TXS:
+            receipts = self._ledger.execute(blocks)
+        else:
+            receipts = await self._in_ledger(lambda: self._ledger.execute(blocks))
+        self._untidy += txs
+        if self._untidy >= TIDY_TXS and not self._tidying:
+            self._untidy, self._tidying = 0, True
+            self._tidy_thread.submit(self._tidy)
+        return receipts
+
+    def _tidy(self) -> None:
+        """A failing disk is told by the next write."""
+        with suppress(sqlite3.Error):
+            self._ledger.tidy()
+        self._tidying = False
 
     def _advance(self) -> None:
         self.executed_height, self.receipts_root = self._ledger.head()

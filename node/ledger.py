@@ -2,17 +2,20 @@
 
 A block is executed in one transaction with its receipts, its roots and its height, after it is final in the journal. After a crash, or a power
 cut that undid the last transactions, execution goes on from the height it had reached. One thread at a time, but for `prove`.
+
+The tree lives in memory and its buckets in the file. So that a start need not read them all, the file also has the hashes of all buckets as they
+once were, and which buckets have changed since.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from crypto.codec import encode
-from crypto.errors import Conflict
+from crypto.errors import Conflict, Unavailable
 from node.store import LEDGER, connect
 from protocol import contract
 from protocol.block import Block
@@ -38,11 +41,21 @@ CREATE TABLE IF NOT EXISTS receipts (tx BLOB PRIMARY KEY, height INTEGER NOT NUL
 CREATE INDEX IF NOT EXISTS receipts_by_record ON receipts (record, height, position) WHERE record IS NOT NULL;
 CREATE UNIQUE INDEX IF NOT EXISTS receipts_by_place ON receipts (height, position);
 CREATE TABLE IF NOT EXISTS buckets (number INTEGER PRIMARY KEY, pairs BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS hashes (height INTEGER PRIMARY KEY, buckets BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS changed (height INTEGER PRIMARY KEY, buckets BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS executed (height INTEGER PRIMARY KEY, root BLOB NOT NULL, state BLOB NOT NULL);
 """
+KEPT_TABLES = ("hashes", "changed")
+"""By which a start finds the tree again; without them it reads all buckets."""
 
 MAX_KEY = 128
 """More bytes than a key of the state has."""
+MAX_CHANGED = 8192
+"""Changes of buckets after which the hashes of all are kept anew: 2 MB, a fiftieth of what the changes themselves write."""
+MAX_LOG_PAGES = 16_000
+"""Pages of the write-ahead log at which a commit moves them into the file itself, if nobody has called `tidy`."""
+NUMBER_BYTES = 2
+"""Of the number of a bucket in the table `changed`."""
 
 
 class _Changes:
@@ -76,7 +89,7 @@ class _Buckets:
         self.changed: dict[int, bytes] = {}
 
     def put(self, values: Mapping[bytes, bytes | None]) -> bytes:
-        """The root of the state with these values, None for a key that goes."""
+        """The root of the state with these values, None for a key that goes. `Conflict` if a bucket of the ledger is not that of the tree."""
         touched: dict[int, dict[bytes, bytes | None]] = {}
         for key, value in values.items():
             hashed = key_hash(key)
@@ -84,8 +97,8 @@ class _Buckets:
         hashes = {}
         for number, changes in touched.items():
             if number not in self.changed:
+                self.changed[number] = self._ledger.sound_bucket(number)
                 self._before[number] = self._tree.bucket(number)
-                self.changed[number] = self._ledger.bucket(number)
             self.changed[number] = changed(self.changed[number], changes)
             hashes[number] = bucket_hash(self.changed[number])
         self._tree.update(hashes)
@@ -102,7 +115,10 @@ class Ledger:
     def __init__(self, folder: Path, genesis: Genesis) -> None:
         self._file = folder / LEDGER
         self._db = connect(self._file, "NORMAL")
+        self._db.execute(f"PRAGMA wal_autocheckpoint={MAX_LOG_PAGES}")
         self._genesis = genesis
+        self._changed = 0
+        """How many changes of buckets the table of that name tells."""
         self._lock = Lock()
         """Held while the tree and the file may differ, or must not."""
         self._db.executescript(SCHEMA)
@@ -115,7 +131,10 @@ class Ledger:
 
     def _refuse(self, why: str) -> None:
         self.close()
-        raise Conflict(
+        raise self._fault(why)
+
+    def _fault(self, why: str) -> Conflict:
+        return Conflict(
             f"{self._file} is {why}: move it away, and the node makes its own anew from the journal "
             "(one whose old blocks were archived starts from a snapshot)"
         )
@@ -126,13 +145,39 @@ class Ledger:
     @cached_property
     def tree(self) -> StateTree:
         """The tree over the state; only whoever executes or proves needs it, so it is made then."""
-        rows = self._db.execute("SELECT number, pairs FROM buckets")
-        tree = StateTree((number, bucket_hash(pairs)) for number, pairs in rows)
-        if self._db.execute("SELECT state FROM executed ORDER BY height DESC LIMIT 1").fetchone() != (
-            tree.root,
-        ):
+        query = "SELECT state FROM executed ORDER BY height DESC LIMIT 1"
+        (root,) = self._db.execute(query).fetchone()
+        tree = self._kept_tree()
+        if tree.root != root:  # the file was last written by a version that keeps none
+            rows = self._db.execute("SELECT number, pairs FROM buckets")
+            tree = StateTree((number, bucket_hash(pairs)) for number, pairs in rows)
+            self._changed = MAX_CHANGED
+        if tree.root != root:
             self._refuse("damaged, its state is not that of its root")
         return tree
+
+    def _kept_tree(self) -> StateTree:
+        """The tree from the hashes that were kept last, at first none, and the buckets changed since."""
+        row = self._db.execute("SELECT buckets FROM hashes").fetchone()
+        tree = StateTree.of(row[0]) if row else StateTree()
+        told = b"".join(numbers for (numbers,) in self._db.execute("SELECT buckets FROM changed"))
+        places = range(0, len(told), NUMBER_BYTES)
+        numbers = {int.from_bytes(told[at : at + NUMBER_BYTES], "big") for at in places}
+        tree.update({number: bucket_hash(self.bucket(number)) for number in numbers})
+        self._changed = len(places)
+        return tree
+
+    def _keep_tree(self, height: int, changed: Iterable[int]) -> int:
+        """Have `_kept_tree` know that these buckets have changed up to a height; how many it will have to read then."""
+        numbers = [number.to_bytes(NUMBER_BYTES, "big") for number in sorted(changed)]
+        total = self._changed + len(numbers)
+        if total <= MAX_CHANGED:
+            self._db.execute("INSERT INTO changed VALUES (?, ?)", (height, b"".join(numbers)))
+            return total
+        self._db.execute("DELETE FROM changed")
+        self._db.execute("DELETE FROM hashes")
+        self._db.execute("INSERT INTO hashes VALUES (?, ?)", (height, self.tree.hashes))
+        return 0
 
     def get(self, key: bytes) -> bytes | None:
         row = self._db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
@@ -161,11 +206,23 @@ class Ledger:
         row = self._db.execute("SELECT pairs FROM buckets WHERE number = ?", (number,)).fetchone()
         return row[0] if row else b""
 
+    def sound_bucket(self, number: int) -> bytes:
+        """The same where it is that of the tree; `Conflict` otherwise."""
+        pairs = self.bucket(number)
+        if bucket_hash(pairs) != self.tree.bucket(number):
+            raise self._fault("damaged, a bucket of its state is not that of its root")
+        return pairs
+
     def prove(self, key: bytes) -> ProvedValue:
-        """What the state holds of a key at the height executed so far, with its proof. May be called while another thread executes."""
+        """What the state holds of a key at the height executed so far, with its proof. May be called while another thread executes.
+
+        `Unavailable` where the file is damaged."""
         with self._lock:
             number = bucket_of(key_hash(key))
-            proof = StateProof(self.bucket(number), self.tree.siblings(number))
+            try:
+                proof = StateProof(self.sound_bucket(number), self.tree.siblings(number))
+            except Conflict:
+                raise Unavailable("the state of this node is damaged; ask another node") from None
             return ProvedValue(self.head()[0], self.get(key), proof)
 
     def roots(self, height: int) -> tuple[bytes, bytes] | None:
@@ -208,17 +265,27 @@ class Ledger:
                         "INSERT INTO executed VALUES (?, ?, ?)", (height, root, buckets.put(state.fresh))
                     )
                     new += receipts
+                count = self._changed
+                if buckets.changed:
+                    count = self._keep_tree(height, buckets.changed)
                 # At the end and all together: that costs a fifth less than as they come.
                 self._save(state.written, buckets.changed)
                 rows = [(r.tx, r.height, r.position, r.record, r.kind, encode(r)) for r in new]
                 db.executemany("INSERT INTO receipts VALUES (?, ?, ?, ?, ?, ?)", rows)
                 db.execute("COMMIT")
+                self._changed = count
             except BaseException:
                 buckets.undo()
                 if db.in_transaction:
                     db.execute("ROLLBACK")
                 raise
         return new
+
+    def tidy(self) -> None:
+        """Move what is committed from the write-ahead log into the file: on a long chain as much work as to execute, so a thread of its own does
+        it meanwhile."""
+        with closing(connect(self._file, "NORMAL")) as db:
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def _save(self, values: Mapping[bytes, bytes | None], buckets: Mapping[int, bytes]) -> None:
         """Put values into the state, None for a key that goes, and buckets into the tree's table."""

@@ -276,8 +276,8 @@ class Store:
 
         The notarization of a block that has no finalization of its own stays: an audit of a fork needs one or the other."""
         epoch = self.committee.epoch
-        query = "SELECT view FROM final WHERE epoch = ? ORDER BY height DESC LIMIT 1"
-        row = self._db.execute(query, (epoch,)).fetchone()
+        query = "SELECT view FROM final WHERE height > ? ORDER BY height DESC LIMIT 1"
+        row = self._db.execute(query, (self.committee.anchor.height,)).fetchone()
         past, first = row[0] if row else 0, blocks[0].header.height
         for block in blocks:
             header, block_id = block.header, block.header.id
@@ -317,8 +317,8 @@ class Store:
         """Everything the core needs to go on: the tip, what stands above it, own votes, recent transactions."""
         db, epoch = self._db, self.committee.epoch
         row = db.execute(
-            "SELECT id, view, height, time_ms, certificate FROM final WHERE epoch = ? ORDER BY height DESC LIMIT 1",
-            (epoch,),
+            "SELECT id, view, height, time_ms, certificate FROM final WHERE height > ? ORDER BY height DESC LIMIT 1",
+            (self.committee.anchor.height,),
         ).fetchone()
         above = db.execute(
             "SELECT data FROM certificates WHERE epoch = ? AND view > ? ORDER BY view",
@@ -338,21 +338,22 @@ class Store:
             [decode_block(d) for (d,) in blocks],
             certificates,
             votes,
-            [p for p in self._recent(tip.time_ms) if p.expires_ms > tip.time_ms],
+            list(self._recent(tip.time_ms)),
             halted.decode() if halted else None,
             _decode_abstention(abstention) if abstention else 0,
             self.evidence(),
         )
 
     def _recent(self, now_ms: int) -> Iterator[Pending]:
-        """The transactions of the last blocks, from the tip down as far as one may not have expired."""
+        """The transactions of the last blocks that have not expired, from the tip down as far as one may not have."""
         newest_first = self._db.execute(
             "SELECT b.data, f.time_ms FROM final f JOIN blocks b ON b.id = f.id ORDER BY f.height DESC"
         )
         for data, time_ms in newest_first:
             if time_ms <= now_ms - MAX_LIFETIME_MS:
                 return
-            yield from (Pending(raw, decode_tx(raw)) for raw in decode_block(data).txs)
+            txs = ((raw, decode_tx(raw)) for raw in decode_block(data).txs)
+            yield from (Pending(raw, tx) for raw, tx in txs if tx.body.expires_ms > now_ms)
 
     def evidence(self) -> list[Evidence]:
         """All pairs of contradicting votes ever recorded here."""

@@ -17,6 +17,8 @@ from protocol.record import digest
 
 Kind = Literal["notarize", "nullify", "finalize"]
 Signer = Annotated[int, msgspec.Meta(ge=0, lt=MAX_MEMBERS)]
+SignerSet = Annotated[bytes, msgspec.Meta(max_length=MAX_MEMBERS // 8)]
+"""A set of members, as short as it can be: i is in it if bit i % 8 of byte i // 8 is set."""
 MAX_TX = 48 << 10
 """Bytes of one encoded transaction."""
 
@@ -51,16 +53,22 @@ class Vote(Wire, frozen=True):
     signature: Bytes64
 
 
+def signer_set(signers: Iterable[int]) -> bytes:
+    """The `SignerSet` of these members."""
+    mask = sum(1 << i for i in set(signers))
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little")
+
+
 class Certificate(Wire, frozen=True):
     """Exactly a quorum of votes for the same thing: a notarization, nullification or finalization.
 
-    Bit i of `signers` stands for member i; `signatures` follow in ascending order of signer.
+    `signatures` follow in ascending order of signer.
     """
 
     kind: Kind
     view: UInt
     block: Bytes32 | None
-    signers: Annotated[int, msgspec.Meta(ge=0)]
+    signers: SignerSet
     signatures: Annotated[tuple[Bytes64, ...], msgspec.Meta(max_length=MAX_MEMBERS)]
 
 
@@ -236,13 +244,14 @@ class Committee:
     def certify(self, votes: Iterable[Vote]) -> Certificate:
         """A certificate from at least a quorum of valid votes for one thing by different signers."""
         chosen = sorted(votes, key=lambda v: v.signer)[: self.quorum]
-        first, signers = chosen[0], sum(1 << v.signer for v in chosen)
+        first, signers = chosen[0], signer_set(v.signer for v in chosen)
         return Certificate(first.kind, first.view, first.block, signers, tuple(v.signature for v in chosen))
 
     def votes_of(self, cert: Certificate) -> list[Vote]:
         """The votes in a certificate that has a quorum of them; otherwise none."""
-        signers = [i for i in range(cert.signers.bit_length()) if cert.signers >> i & 1]
-        if len(signers) != self.quorum or len(cert.signatures) != self.quorum:
+        mask = int.from_bytes(cert.signers, "little")
+        signers = [i for i in range(mask.bit_length()) if mask >> i & 1]
+        if not len(signers) == len(cert.signatures) == self.quorum or cert.signers[-1] == 0:
             return []
         pairs = zip(signers, cert.signatures, strict=True)
         return [Vote(cert.kind, cert.view, cert.block, signer, signature) for signer, signature in pairs]

@@ -6,7 +6,7 @@ Any two quorums share at least 2Q-n members. Safe while at most 2Q-n-1 members l
 from typing import Literal
 
 Mode = Literal["bft", "majority"]
-MAX_MEMBERS = 64
+MAX_MEMBERS = 128
 
 
 def quorum(n: int, mode: Mode) -> int:

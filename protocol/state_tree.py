@@ -8,6 +8,7 @@ whole, it shows absence as well as presence.
 Whoever wants a bucket large must find keys for it, 65,536 hashes for each, and pay a transaction for each.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Annotated
@@ -47,13 +48,25 @@ def bucket_of(hashed_key: bytes) -> int:
 
 def changed(bucket: bytes, changes: Mapping[bytes, bytes | None]) -> bytes:
     """The bucket after these changes: from the hash of a key to that of its value, None for a key that goes."""
-    pairs = {bucket[at : at + _HASH]: bucket[at + _HASH : at + PAIR] for at in range(0, len(bucket), PAIR)}
     for hashed_key, hashed_value in changes.items():
-        if hashed_value is None:
-            pairs.pop(hashed_key, None)
-        else:
-            pairs[hashed_key] = hashed_value
-    return b"".join(key + pairs[key] for key in sorted(pairs))
+        at = _place(bucket, hashed_key)
+        after = at + PAIR if bucket[at : at + _HASH] == hashed_key else at
+        pair = b"" if hashed_value is None else hashed_key + hashed_value
+        bucket = bucket[:at] + pair + bucket[after:]
+    return bucket
+
+
+def value_in(bucket: bytes, hashed_key: bytes) -> bytes | None:
+    """The hash of the value that the key with this hash has in a bucket; None if the key is not in it."""
+    at = _place(bucket, hashed_key)
+    is_there = bucket[at : at + _HASH] == hashed_key
+    return bucket[at + _HASH : at + PAIR] if is_there else None
+
+
+def _place(bucket: bytes, hashed_key: bytes) -> int:
+    """Where in the bucket the pair of this key stands, or would."""
+    pairs = range(0, len(bucket), PAIR)
+    return PAIR * bisect_left(pairs, hashed_key, key=lambda at: bucket[at : at + _HASH])
 
 
 def _node(children: bytes) -> bytes:
@@ -84,6 +97,17 @@ class StateTree:
             self._nodes += empty * (1 << level)
         self.update(dict(buckets))
 
+    @classmethod
+    def of(cls, hashes: bytes) -> "StateTree":
+        """From the hashes of all buckets, as `hashes` gives them."""
+        tree, levels = cls(), [hashes]
+        for empty in reversed(_EMPTY[1:]):
+            below, empty_pair, above = levels[-1], 2 * empty, _node(2 * empty)
+            pairs = (below[at : at + 2 * _HASH] for at in range(0, len(below), 2 * _HASH))
+            levels.append(b"".join(above if pair == empty_pair else _node(pair) for pair in pairs))
+        tree._nodes[_HASH:] = b"".join(reversed(levels))
+        return tree
+
     @property
     def root(self) -> bytes:
         """32 bytes."""
@@ -92,6 +116,11 @@ class StateTree:
     def bucket(self, number: int) -> bytes:
         """The hash of a bucket."""
         return self._get(BUCKETS + number)
+
+    @property
+    def hashes(self) -> bytes:
+        """The hashes of all buckets one after another, 2 MB."""
+        return bytes(self._nodes[_HASH * BUCKETS :])
 
     def update(self, buckets: Mapping[int, bytes]) -> None:
         """Put these hashes in the place of those of the buckets with these numbers."""

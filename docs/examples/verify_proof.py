@@ -119,7 +119,7 @@ class Committee:
 
     def check_certificate(self, certificate, block):
         kind, view, named, signers, signatures = certificate
-        places = [i for i in range(signers.bit_length()) if signers >> i & 1]
+        places = [i for i in range(8 * len(signers)) if signers[i // 8] >> i % 8 & 1]
         check((kind, named) == ("finalize", block), "a finalization is for another block")
         check(len(places) == len(signatures) == self.quorum, "a finalization has no quorum")
         check(places[-1] < len(self.members), "a finalization names members that do not exist")

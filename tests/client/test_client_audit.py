@@ -17,7 +17,7 @@ from crypto.sign import SigningKey
 from node.store import Store
 from protocol import genesis as genesis_file
 from protocol import merkle
-from protocol.block import Block, Certificate, Committee, Header, decode_block, validators_hash
+from protocol.block import Block, Certificate, Committee, Header, decode_block, signer_set, validators_hash
 from protocol.core import EpochEnded, Finalized, Halted, Record, SaveBlock, SaveCertificate
 from protocol.epochs import Handover, successor
 from protocol.evidence import conflict
@@ -582,7 +582,7 @@ def test_certificates_of_too_few_or_of_other_keys_do_not_make_a_fork(journals):
     a.final(1)
     block_id = b.final(1, mark=1)
     cert = certificate("finalize", 1, block_id, SIDE_B)
-    false = msgspec.structs.replace(cert, signers=0b0111)
+    false = msgspec.structs.replace(cert, signers=signer_set((0, 1, 2)))
     b.edit("UPDATE final SET certificate = ?", encode(false))
     with pytest.raises(Unauthentic, match="finalization at height 1 does not hold"):
         audit.audit([a.path, b.path], GENESIS)

@@ -189,7 +189,7 @@ def test_a_part_in_the_home_that_was_changed_cut_or_lost_is_not_taken_for_what_w
     path = session.home.pack(RECORD, 1)
     assert path.stat().st_mode & 0o777 == 0o600
     good = path.read_bytes()
-    assert not any(label.encode() in good for label in LABELS)
+    assert not any(contents[label] in good for label in LABELS)
     size = len(good) // 3
     path.write_bytes(good[size:] + good[:size])
     with pytest.raises(Unauthentic, match="does not open"):

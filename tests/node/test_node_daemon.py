@@ -5,6 +5,7 @@ import os
 import shutil
 import sqlite3
 import time
+from contextlib import closing
 
 import msgspec
 import pytest
@@ -272,6 +273,30 @@ async def test_with_a_failing_ledger_a_node_says_why_and_executes_everything_lat
     is_failing = False
     assert await node.receipt(entry.id, TIMEOUT)
     await world.until(lambda: node.alarm is None)
+
+
+async def test_what_was_executed_comes_into_the_ledgers_file_itself_while_the_node_runs(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(daemon, "TIDY_TXS", 3)
+    world = World(tmp_path, size=1)
+    await world.start()
+    alone = tmp_path / "alone.db"
+
+    def height_without_log() -> int:
+        shutil.copy(world.data(0) / "ledger.db", alone)
+        with closing(sqlite3.connect(alone)) as db:
+            return db.execute("SELECT MAX(height) FROM executed").fetchone()[0]
+
+    await world.grow(0, 3)
+    await world.until(lambda: height_without_log() >= 3)
+    with monkeypatch.context() as broken:
+        broken.setattr(world.nodes[0]._ledger, "_file", tmp_path / "nowhere" / "ledger.db")
+        await world.grow(0, 3)  # a disk that fails then does not end the node
+        await world.until(lambda: not world.nodes[0]._tidying)
+    await world.grow(0, 3)
+    await world.until(lambda: height_without_log() >= 9)
+    await world.stop()
 
 
 async def test_a_vote_that_the_journal_refuses_ends_the_node_instead_of_being_sent(world):

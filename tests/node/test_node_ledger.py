@@ -2,12 +2,14 @@
 
 import shutil
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
 
+import node.ledger
 from crypto.codec import encode
-from crypto.errors import Conflict, Malformed
+from crypto.errors import Conflict, Malformed, Unavailable
 from crypto.sign import SigningKey
 from node.ledger import Ledger
 from protocol import contract
@@ -180,6 +182,31 @@ def test_a_power_cut_in_the_middle_of_a_block_leaves_the_last_whole_one(tmp_path
     after.close()
 
 
+def test_what_is_tidied_is_in_the_file_itself_without_its_log(tmp_path, ledger, expected):
+    ledger.execute(CHAIN)
+    for is_tidy in (False, True):
+        if is_tidy:
+            ledger.tidy()
+        alone = tmp_path / f"alone-{is_tidy}"
+        alone.mkdir()
+        shutil.copy(tmp_path / "ledger.db", alone)
+        found = Ledger(alone, GENESIS)
+        assert (contents(found) == expected) == is_tidy
+        found.close()
+
+
+def test_a_ledger_is_tidied_while_another_thread_executes(tmp_path, ledger, expected):
+    with ThreadPoolExecutor(1) as pool:
+        for block in CHAIN:
+            tidying = pool.submit(ledger.tidy)
+            ledger.execute([block])
+            tidying.result()
+    assert contents(ledger) == expected
+    again = Ledger(tmp_path, GENESIS)
+    assert contents(again) == expected
+    again.close()
+
+
 def state_root(ledger: Ledger) -> bytes:
     """The root of the state from its values alone."""
     naive = StateTree()
@@ -233,6 +260,86 @@ def test_a_ledger_whose_tree_is_damaged_is_refused(tmp_path, ledger):
     ledger._db.execute("UPDATE buckets SET pairs = zeroblob(64)")
     with pytest.raises(Conflict, match="damaged"):
         _ = Ledger(tmp_path, GENESIS).tree
+
+
+def reads_of(ledger: Ledger) -> list[str]:
+    """What making the tree reads of the buckets."""
+    seen: list[str] = []
+    ledger._db.set_trace_callback(seen.append)
+    _ = ledger.tree
+    ledger._db.set_trace_callback(None)
+    return [statement for statement in seen if "FROM buckets" in statement]
+
+
+@pytest.mark.parametrize("most", [1, 5, 20, 1000])
+def test_a_start_finds_the_tree_by_the_hashes_kept_and_the_buckets_changed_since(
+    tmp_path, monkeypatch, expected, most
+):
+    monkeypatch.setattr(node.ledger, "MAX_CHANGED", most)
+    new_ledger(tmp_path).close()
+    for height in range(1, len(CHAIN) + 1):
+        ledger = Ledger(tmp_path, GENESIS)
+        reads = reads_of(ledger)
+        assert len(reads) <= most
+        # Until the first block, the test's own way of dealing an index key tells nobody.
+        assert height == 1 or all("WHERE number" in statement for statement in reads)
+        ledger.execute(CHAIN[:height])
+        assert ledger.tree.root == state_root(ledger)
+        ledger.close()
+    ledger = Ledger(tmp_path, GENESIS)
+    assert contents(ledger) == expected
+    ledger.close()
+
+
+@pytest.mark.parametrize(("table", "most"), [("hashes", 5), ("changed", 100)])
+def test_a_tree_that_another_version_has_not_kept_is_made_from_all_buckets_and_kept_from_then_on(
+    tmp_path, monkeypatch, expected, table, most
+):
+    monkeypatch.setattr(node.ledger, "MAX_CHANGED", most)
+    ledger = new_ledger(tmp_path)
+    for block in CHAIN[:-1]:
+        ledger.execute([block])
+    assert ledger._db.execute(f"SELECT COUNT(*) FROM {table}").fetchone() != (0,)
+    ledger._db.execute(f"DELETE FROM {table}")
+    ledger.close()
+    ledger = Ledger(tmp_path, GENESIS)
+    assert any("WHERE number" not in statement for statement in reads_of(ledger))
+    ledger.execute(CHAIN)
+    assert contents(ledger) == expected
+    ledger.close()
+    again = Ledger(tmp_path, GENESIS)
+    assert reads_of(again) == []
+    assert again.tree.root == state_root(again)
+    again.close()
+
+
+def test_a_failure_in_the_middle_leaves_what_a_start_finds_the_tree_by(tmp_path, monkeypatch, ledger):
+    monkeypatch.setattr(node.ledger, "MAX_CHANGED", 5)
+    bad = CLUSTER.block(3, b"no transaction", parent=CHAIN[1].header)
+    ledger.execute(CHAIN[:1])
+    with pytest.raises(Malformed):
+        ledger.execute([CHAIN[1], bad])
+    for block in CHAIN[1:]:
+        ledger.execute([block])
+        again = Ledger(tmp_path, GENESIS)
+        assert all("WHERE number" in statement for statement in reads_of(again))
+        assert again.tree.root == state_root(again)
+        again.close()
+
+
+def test_a_bucket_damaged_while_the_node_runs_is_neither_proved_nor_built_upon(ledger):
+    ledger.execute(CHAIN[:4])
+    key = contract.log_key(RECORD)  # the next block changes it
+    number = bucket_of(key_hash(key))
+    ledger._db.execute("UPDATE buckets SET pairs = zeroblob(64) WHERE number = ?", (number,))
+    with pytest.raises(Unavailable, match="ask another node"):
+        ledger.prove(key)
+    before = ledger.head(), ledger.tree.root
+    with pytest.raises(Conflict, match="damaged"):
+        ledger.execute(CHAIN)
+    assert (ledger.head(), ledger.tree.root) == before
+    other = contract.person_key(USER.public)
+    assert ledger.prove(other).proof.root(other, ledger.get(other)) == before[1]
 
 
 def test_a_ledger_of_an_earlier_version_is_refused_with_what_to_do(tmp_path):

@@ -5,10 +5,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from crypto import dkg
 from crypto.codec import encode
 from crypto.errors import Malformed
 from protocol import merkle
 from protocol.block import (
+    MAX_TX,
     Block,
     Body,
     Certificate,
@@ -23,8 +25,12 @@ from protocol.block import (
     decode_certificate,
     decode_message,
     decode_vote,
+    signer_set,
 )
-from tests.simulation.cluster import make_genesis, request_tx
+from protocol.checkpoint import Checkpoint, CheckpointSignature, SignedCheckpoint, decode_signed_checkpoint
+from protocol.index_key import IndexKey, decode_index_key
+from protocol.tx import Deal, Judge, Tx
+from tests.simulation.cluster import ADMINS, change_tx, make_genesis, request_tx
 
 GENESIS, KEYS = make_genesis(4, term_length=4)
 COMMITTEE = Committee(GENESIS)
@@ -37,7 +43,7 @@ def vote(signer: int, kind: str = "notarize", view: int = 5, block: bytes | None
 
 def certificate(*signers: int, kind: str = "notarize", view: int = 5, block: bytes | None = A) -> Certificate:
     votes = [vote(s, kind, view, block) for s in signers]
-    return Certificate(kind, view, block, sum(1 << s for s in signers), tuple(v.signature for v in votes))
+    return Certificate(kind, view, block, signer_set(signers), tuple(v.signature for v in votes))
 
 
 HEADER = Header(
@@ -123,19 +129,21 @@ SIGNATURES = GOOD.signatures
     [
         certificate(0, 1),
         certificate(0, 1, 2, 3),
-        Certificate("notarize", 5, A, 0, ()),
-        Certificate("notarize", 5, A, 0b0111, SIGNATURES[:2]),
-        Certificate("notarize", 5, A, 0b0011, SIGNATURES),
-        Certificate("notarize", 5, A, 0b0011, SIGNATURES[:2]),
-        Certificate("notarize", 5, A, 0b0111, (SIGNATURES[0], SIGNATURES[0], SIGNATURES[2])),
-        Certificate("notarize", 5, A, 0b0111, SIGNATURES[::-1]),
-        Certificate("notarize", 5, A, 0b1011, SIGNATURES),
-        Certificate("notarize", 5, A, 0b10011, SIGNATURES),
-        Certificate("notarize", 5, A, 1 << 63 | 0b11, SIGNATURES),
-        Certificate("finalize", 5, A, 0b0111, SIGNATURES),
-        Certificate("notarize", 6, A, 0b0111, SIGNATURES),
-        Certificate("notarize", 5, b"b" * 32, 0b0111, SIGNATURES),
-        Certificate("nullify", 5, None, 0b0111, SIGNATURES),
+        Certificate("notarize", 5, A, b"", ()),
+        Certificate("notarize", 5, A, b"\x07", SIGNATURES[:2]),
+        Certificate("notarize", 5, A, b"\x03", SIGNATURES),
+        Certificate("notarize", 5, A, b"\x03", SIGNATURES[:2]),
+        Certificate("notarize", 5, A, b"\x07", (SIGNATURES[0], SIGNATURES[0], SIGNATURES[2])),
+        Certificate("notarize", 5, A, b"\x07", SIGNATURES[::-1]),
+        Certificate("notarize", 5, A, b"\x0b", SIGNATURES),
+        Certificate("notarize", 5, A, b"\x13", SIGNATURES),
+        Certificate("notarize", 5, A, signer_set((0, 1, 127)), SIGNATURES),
+        Certificate("notarize", 5, A, b"\x07\x00", SIGNATURES),
+        Certificate("notarize", 5, A, b"\x00\x07", SIGNATURES),
+        Certificate("finalize", 5, A, b"\x07", SIGNATURES),
+        Certificate("notarize", 6, A, b"\x07", SIGNATURES),
+        Certificate("notarize", 5, b"b" * 32, b"\x07", SIGNATURES),
+        Certificate("nullify", 5, None, b"\x07", SIGNATURES),
         certificate(0, 1, 2, kind="nullify", block=A),
         certificate(0, 1, 2, block=None),
     ],
@@ -145,11 +153,33 @@ def test_what_is_not_exactly_a_quorum_of_distinct_members_over_one_thing_is_no_c
     assert not COMMITTEE.is_valid_certificate(forged)
 
 
-def test_the_last_of_64_members_can_sign_certificates_that_others_decode():
-    genesis, keys = make_genesis(64)
+def test_the_last_of_128_members_can_sign_certificates_that_others_decode():
+    genesis, keys = make_genesis(128)
     committee = Committee(genesis)
-    cert = committee.certify([committee.sign(keys[s], s, "notarize", 5, A) for s in range(21, 64)])
+    cert = committee.certify([committee.sign(keys[s], s, "notarize", 5, A) for s in range(42, 128)])
     assert committee.is_valid_certificate(decode_certificate(encode(cert)))
+
+
+def test_everything_that_128_members_with_the_longest_names_say_of_themselves_fits_its_limit():
+    genesis, keys = make_genesis(128)
+    members = tuple(
+        msgspec.structs.replace(m, name=m.name.ljust(64, "x"), identity=m.identity.ljust(64, "x"))
+        for m in genesis.members
+    )
+    committee = Committee(genesis, members=members)
+    quorum = committee.quorum
+    assert len(change_tx(genesis, 0, members, ADMINS)) <= MAX_TX
+    at = Checkpoint(genesis.chain_id, 0, 2**60, A, 2**60, A, A)
+    signed = SignedCheckpoint(at, tuple(CheckpointSignature(s, bytes(64)) for s in range(128)))
+    assert decode_signed_checkpoint(encode(signed)) == signed
+    key = IndexKey(2**60, members, (bytes(48),) * quorum, tuple(range(128)), True)
+    assert decode_index_key(encode(key)) == key
+    dealing = dkg.Dealing(
+        dkg.SUITE, (bytes(48),) * quorum, bytes(48), (bytes(32),) * 128, bytes(64), bytes(64)
+    )
+    complaints = tuple(dkg.Complaint(d, bytes(48), bytes(64)) for d in range(127))
+    for action in (Deal(2**60, dealing), Judge(2**60, complaints)):
+        assert len(encode(Tx.make(genesis.chain_id, keys[0], bytes(16), 2**60, action))) <= MAX_TX
 
 
 # --- terms and parents -------------------------------------------------------------------------------------------------
@@ -166,7 +196,7 @@ def test_members_lead_whole_terms_in_turn(view, length):
 
 
 def nullification(view: int) -> Certificate:
-    return Certificate("nullify", view, None, 7, (bytes(64),) * 3)
+    return Certificate("nullify", view, None, b"\x07", (bytes(64),) * 3)
 
 
 def is_legal_by_the_rule(length: int, parent: int, view: int, skips: tuple[Certificate, ...]) -> bool:
@@ -270,7 +300,7 @@ def test_a_changed_message_decodes_or_is_malformed_and_nothing_else(message, dat
         encode(Status(0, -1, 0, None, None, None, ())),
         encode(Status(0, 2**63, 0, None, None, None, ())),
         encode(Votes((vote(0),) * 65, None)),
-        encode(Votes((Vote("notarize", 1, A, 64, bytes(64)),), None)),
+        encode(Votes((Vote("notarize", 1, A, 128, bytes(64)),), None)),
         encode(Votes((Vote("approve", 1, A, 0, bytes(64)),), None)),
         encode(Body(Block(msgspec.structs.replace(HEADER, time_ms=1.0), (), ()))),
     ],

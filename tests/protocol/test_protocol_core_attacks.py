@@ -91,7 +91,7 @@ def test_skipped_views_without_true_nullifications_are_not_taken_from_anyone():
     """They are no part of the block id, so whoever passes a block on could strip, invent or inflate them."""
     cluster = cut_off()
     true = Block(cluster.block(5).header, (), (cluster.certificate("nullify", 1, None),))
-    lie = Certificate("nullify", 1, None, 0b1110, (bytes(64),) * 3)
+    lie = Certificate("nullify", 1, None, b"\x0e", (bytes(64),) * 3)
     late = cluster.certificate("nullify", 2, None)
     finalized = cluster.certificate("finalize", 5, true.header.id)
     for skips in ((), (lie,), (late,), (*true.skips, *true.skips), (finalized,)):
@@ -212,7 +212,7 @@ def test_a_forged_finalization_halts_nothing():
     cluster = cut_off()
     final_at(cluster, 1, 5)
     for view in (1, 2, 5):
-        forged = Certificate("finalize", view, b"x" * 32, 0b1110, (bytes(64),) * 3)
+        forged = Certificate("finalize", view, b"x" * 32, b"\x0e", (bytes(64),) * 3)
         assert not halted(receive(cluster, 0, 1, Status(0, 9, 9, forged, None, None, ())))
 
 
@@ -377,7 +377,7 @@ class Liars:
         if flaw == 0:
             cert = REPLACE(cert, signatures=())
         elif flaw == 1:
-            cert = REPLACE(cert, signers=2**64 - 1)
+            cert = REPLACE(cert, signers=b"\xff" * 16)
         elif flaw == 2:
             cert = REPLACE(cert, block=None if cert.block else bytes(32))
         return cert

@@ -22,6 +22,7 @@ from protocol.block import (
     Status,
     Votes,
     decode_message,
+    signer_set,
     validators_hash,
 )
 from protocol.contract import get_members
@@ -339,12 +340,10 @@ PROOFS = {
     "of another block": REPLACE(PROOF, block=HANDOVER.header.id),
     "of nothing": REPLACE(PROOF, kind="nullify", block=None),
     "with a signature less": REPLACE(PROOF, signatures=PROOF.signatures[:-1]),
-    "with a signer less": REPLACE(PROOF, signers=PROOF.signers & (PROOF.signers - 1)),
-    "with one signer less": REPLACE(
-        PROOF, signers=PROOF.signers & (PROOF.signers - 1), signatures=PROOF.signatures[1:]
-    ),
-    "with other signers": REPLACE(PROOF, signers=0b0111),
-    "with signers beyond the members": REPLACE(PROOF, signers=PROOF.signers << 4),
+    "with a signer less": REPLACE(PROOF, signers=signer_set((2, 3))),
+    "with one signer less": REPLACE(PROOF, signers=signer_set((2, 3)), signatures=PROOF.signatures[1:]),
+    "with other signers": REPLACE(PROOF, signers=signer_set((0, 1, 2))),
+    "with signers beyond the members": REPLACE(PROOF, signers=signer_set((5, 6, 7))),
     "with a signature twice": REPLACE(PROOF, signatures=(PROOF.signatures[0],) * 3),
     "by the next members": CLUSTER.certificate(
         "finalize", PROOF.view, PROOF.block, committee=follow(FIRST, HANDOVER)

@@ -110,8 +110,8 @@ def test_a_genesis_without_members_or_with_too_many_is_refused():
         members = tuple(Member(f"n{i}", i.to_bytes(32, "big"), f"p{i}", share_point(i)) for i in range(count))
         return genesis.to_toml(msgspec.structs.replace(GENESIS, members=members))
 
-    assert len(genesis.from_toml(text_for(64)).members) == 64
-    for count in (0, 65):
+    assert len(genesis.from_toml(text_for(128)).members) == 128
+    for count in (0, 129):
         with pytest.raises(Malformed, match="members"):
             genesis.from_toml(text_for(count))
 

@@ -20,6 +20,7 @@ from protocol.state_tree import (
     decode_proved_value,
     key_hash,
     value_hash,
+    value_in,
 )
 
 KEYS = [f"key-{i}".encode() for i in range(40)]
@@ -102,6 +103,41 @@ def test_the_root_is_that_of_the_values_whatever_order_they_came_in(batches):
         if value is not None:
             with pytest.raises(Unauthentic):
                 model.prove(key).root(key, None)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.dictionaries(st.integers(0, 30), st.integers(0, 9)),
+    st.dictionaries(st.integers(0, 30), st.none() | st.integers(0, 9)),
+)
+def test_a_changed_bucket_is_the_ordered_pairs_of_what_is_in_it(old, changes):
+    def wide(numbers):
+        return {
+            n.to_bytes(32, "big"): None if v is None else v.to_bytes(32, "big") for n, v in numbers.items()
+        }
+
+    def ordered(pairs):
+        return b"".join(key + pairs[key] for key in sorted(pairs))
+
+    left = {key: value for key, value in (wide(old) | wide(changes)).items() if value is not None}
+    bucket = changed(ordered(wide(old)), wide(changes))
+    assert bucket == ordered(left)
+    for key in wide(dict.fromkeys(range(32), 0)):
+        assert value_in(bucket, key) == left.get(key)
+
+
+def test_a_tree_made_of_the_hashes_of_another_is_the_same_and_goes_on_alike():
+    one = StateTree()
+    for step in range(3):
+        changes = {n * 997 % BUCKETS: bytes([n % 251, step]) * 16 for n in range(step, 400 * step, 3)}
+        one.update(changes)
+        other = StateTree.of(one.hashes)
+        for number in (0, 1, 997, BUCKETS - 1):
+            assert other.siblings(number) == one.siblings(number)
+        other.update({5: bytes(32)})
+        one.update({5: bytes(32)})
+        assert (other.root, other.hashes) == (one.root, one.hashes)
+    assert StateTree.of(StateTree().hashes).root == EMPTY_ROOT
 
 
 def test_the_empty_state_has_the_root_of_no_values_and_proves_absence():

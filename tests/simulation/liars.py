@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from crypto.codec import encode
-from protocol.block import Certificate, Kind, Message, Proposal, Report, Status, Vote, Votes
+from protocol.block import Certificate, Kind, Message, Proposal, Report, Status, Vote, Votes, signer_set
 from protocol.core import Core, Effect, Send
 
 REPLACE = msgspec.structs.replace
@@ -137,9 +137,9 @@ class Forger(Liar):
         ]
         few = [*few, own][: quorum - 1]
         forged = [
-            Certificate(kind, view, block, (1 << quorum) - 1, (own.signature,) * quorum),
+            Certificate(kind, view, block, signer_set(range(quorum)), (own.signature,) * quorum),
             Certificate(
-                kind, view, few[0].block, sum({1 << v.signer for v in few}), tuple(v.signature for v in few)
+                kind, view, few[0].block, signer_set(v.signer for v in few), tuple(v.signature for v in few)
             ),
         ]
         forged += [REPLACE(c, block=self.random.randbytes(32)) for c in self._notarizations.values()][:2]

@@ -45,7 +45,7 @@ class Invariants(Oracle):
         self._sent: dict[int, set[tuple[int, int, str]]] = {}
         self._place: dict[int, tuple[int, int, int]] = {}
         self._bodies: dict[bytes, set[int]] = {}
-        self._true: set[tuple[int, str, int, bytes | None, int, tuple[bytes, ...]]] = set()
+        self._true: set[tuple[int, str, int, bytes | None, bytes, tuple[bytes, ...]]] = set()
 
     def starts(self, host: int, core: Core, restored: Restored) -> None:
         if self._is_liar(host):
@@ -152,7 +152,7 @@ class Invariants(Oracle):
         key = (epoch, cert.kind, cert.view, cert.block, cert.signers, cert.signatures)
         if key in self._true:
             return
-        signers = [i for i in range(64) if cert.signers >> i & 1]
+        signers = [i for i in range(8 * len(cert.signers)) if cert.signers[i // 8] >> i % 8 & 1]
         payload = encode((self._genesis.chain_id, epoch, cert.kind, cert.view, cert.block))
         members = self.epochs[epoch]
         good = len(signers) == len(cert.signatures) == self._quorum(epoch) and all(

@@ -38,7 +38,7 @@ class ForgetsWhatItNotarized(Core):
 
 class OneVoteTooFew(Committee):
     def votes_of(self, cert: Certificate) -> list[Vote]:
-        signers = [i for i in range(self.size) if cert.signers >> i & 1]
+        signers = [i for i in range(self.size) if int.from_bytes(cert.signers, "little") >> i & 1]
         if not self.quorum - 1 <= len(signers) == len(cert.signatures):
             return []
         pairs = zip(signers, cert.signatures, strict=True)
