@@ -14,7 +14,7 @@ requested and granted, some of it refused), a hundred transactions a block and a
 The chains are asked in turns, so that what else the machine does disturbs all alike. All of it goes into `growth.csv` and `growth.md`, a picture of
 it into `growth.png` and `growth.svg`. The goal is that no median at the longest chain is over 1.5 times that at the shortest.
 
-    python -m bench.growth                                  # some ten minutes for the chains, with what remains shown
+    python -m bench.growth                                  # some six minutes for the chains, three for the rest
     python -m bench.growth --keep ~/chains                  # keeps them, and takes up one that was interrupted
     python -m bench.growth --quick                          # 10^3, 10^4 and 3 x 10^4, in under two minutes
 """
