@@ -5,6 +5,7 @@ from configs import bootstrap
 if __name__ == "__main__":
     bootstrap.ensure()
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -63,6 +64,7 @@ def paper(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the networks are stopped
     try:
         app()
     except DiptychError as error:

@@ -7,7 +7,7 @@ the patient sends to the cloud, and the encoded transactions on all chains. The 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from bench.baselines import SCHEMES, Scheme
+from bench.baselines import SCHEMES, Scheme, Traditional
 from bench.paper.index import CHAINS
 from bench.paper.lab import BEFORE, SWAPPED, Lab, Piece, Row, labels, made_parts, timed
 
@@ -21,10 +21,16 @@ def pieces(lab: Lab) -> Iterator[Piece]:
         if lab.is_quick
         else (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
     )
+    repeats = 1 if lab.is_quick else 3
     for size in sizes:
         for kind in SCHEMES:
-            seconds = 1.5 + 4 * size / 1e6 + (1.5 if kind.name == "bpds" else 0)
-            yield Piece(f"{size:,} bytes, {kind.title}", seconds, partial(_change, lab, kind, size))
+            seconds = repeats * (2.5 + (0.2 if kind is Traditional else 0.05) * size / 1e6)
+            yield Piece(f"{size:,} bytes, {kind.title}", seconds, partial(_changes, lab, kind, size, repeats))
+
+
+def _changes(lab: Lab, kind: type[Scheme], size: int, repeats: int) -> Iterable[Row]:
+    for _ in range(repeats):
+        yield from _change(lab, kind, size)
 
 
 def _change(lab: Lab, kind: type[Scheme], size: int) -> Iterable[Row]:

@@ -26,11 +26,11 @@ def pieces(lab: Lab) -> Iterator[Piece]:
     for kind in SCHEMES:
         if kind is Bpds:
             kept = [k for k in counts if not lab.is_quick or k <= 50]
-            cost = sum(_bpds_responses(lab, k, u) * u * k * 0.11 for k in kept for u in users)
-            yield Piece(kind.title, 0.3 * max(kept) + cost, partial(_bpds, lab, kept, users))
+            cost = sum(_bpds_responses(lab, k, u) * u * k * 0.1 for k in kept for u in users)
+            yield Piece(kind.title, 0.15 * max(kept) + cost, partial(_bpds, lab, kept, users))
             continue
         for count in counts:
-            seconds = 0.6 + sum(0.12 * u * _responses(lab) for u in users)
+            seconds = 0.6 + sum(0.06 * u * _responses(lab, u) for u in users)
             yield Piece(
                 f"{kind.title}, {count} shared parts",
                 seconds,
@@ -38,9 +38,11 @@ def pieces(lab: Lab) -> Iterator[Piece]:
             )
 
 
-def _responses(lab: Lab) -> int:
+def _responses(lab: Lab, users: int) -> int:
     """Of each user."""
-    return 4 if lab.is_quick else 12
+    if lab.is_quick:
+        return 4
+    return 12 if users <= 4 else 6
 
 
 def _bpds_responses(lab: Lab, count: int, users: int) -> int:
@@ -48,7 +50,9 @@ def _bpds_responses(lab: Lab, count: int, users: int) -> int:
         return 0
     if count > 9:
         return 1 if lab.is_quick else 3
-    return (2 if users == 1 else 1) if lab.is_quick else 4
+    if lab.is_quick:
+        return 2 if users == 1 else 1
+    return 4 if users <= 4 else 1
 
 
 def _one(lab: Lab, kind: type[Scheme], count: int, users: tuple[int, ...]) -> Iterable[Row]:
@@ -59,7 +63,7 @@ def _one(lab: Lab, kind: type[Scheme], count: int, users: tuple[int, ...]) -> It
         held = scheme.store(parts, labels(parts, "m5"), BEFORE)
         for many in users:
             yield _measure(
-                testbed, kind.name, count, homes[:many], _responses(lab), partial(scheme.read, held)
+                testbed, kind.name, count, homes[:many], _responses(lab, many), partial(scheme.read, held)
             )
 
 

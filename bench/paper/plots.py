@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from bench.paper.lab import Row
 from bench.results import draw
@@ -42,6 +42,8 @@ def storage(figure: Figure, rows: Sequence[Row]) -> None:
         heights = [_mean(r[kind] for r in rows if r["scheme"] == name) / 1e3 for name in names]
         axes.bar(range(len(names)), heights, 0.6, bottom=bottom, color=colour, label=title)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    axes.grid(visible=False, axis="x")
+    axes.set_axisbelow(True)
     axes.set_xticks(range(len(names)), [SCHEMES[name][0] for name in names])
     axes.set_ylabel("kB in the cloud, mean over the bundles")
     axes.legend()
@@ -117,8 +119,7 @@ def changes(figure: Figure, rows: Sequence[Row]) -> None:
         for axes, kind in zip(panels[number * len(kinds) :], kinds, strict=False):
             chosen = _over_runs([r for r in rows if r["change"] == kind], field)
             _lines(axes, chosen, SCHEMES, "scheme", "record_bytes", "value", "least", "most")
-            axes.set_xscale("log")
-            axes.set_yscale("log")
+            _logarithmic(axes, 10)
             axes.set_xlabel("bytes of the record")
             axes.set_ylabel(title)
             axes.set_title(kind, fontsize=9)
@@ -190,12 +191,15 @@ def _over_runs(rows: Iterable[Row], field: str) -> list[Row]:
     ]
 
 
-def _logarithmic(axes: Axes) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def _logarithmic(axes: Axes, base: int = 2) -> None:
+    """Logarithmic axes, the horizontal one to this base, with figures that are easy to read."""
+    axes.set_xscale("log", base=base)
+    axes.set_yscale("log", subs=(2, 5))
+    plain = EngFormatter(sep="\N{NO-BREAK SPACE}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(plain)
+    low, high = axes.get_ylim()
+    axes.yaxis.set_minor_formatter(plain if high < 30 * low else NullFormatter())
 
 
 def _mean(values: Iterable[float]) -> float:

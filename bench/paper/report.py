@@ -244,7 +244,7 @@ def _claims(rows: Sequence[Row]) -> list[Block]:
             verdict = f"holds: {row['measured']}" if row["measured"] else "holds"
         else:
             verdict = f"**does not hold here**: {row['measured'] or 'a test failed'}"
-        tests = "<br>".join(f"`{name}`" for name in row["tests"].split()) or "measured"
+        tests = "<br>".join(f"`{name}`" for name in (row["tests"] or "").split()) or "measured"
         ran = f"{row['passed']} passed" + (f", {row['failed']} failed" if row["failed"] else "")
         table.append([row["claim"], row["says"], tests, ran if row["tests"] else "", verdict])
     return [Table(["claim", "says", "tests", "ran", "result"], table)]
