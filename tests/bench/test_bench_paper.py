@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.paper import claims
-from bench.paper.lab import made_parts, quantile
+from bench.paper.lab import Piece, made_parts, quantile
 from bench.paper.report import CONDITIONS, EXPERIMENTS, make_report
 from bench.paper.run import _Left, run
 from bench.results import read_rows, write_rows
@@ -200,6 +200,18 @@ def test_rows_of_another_run_are_not_mixed_in(folder: Path):
     with pytest.raises(Conflict, match="--out"):
         run(folder, False, 8, [Path("a.json")], (), fresh=False)
     assert read_rows(folder / "storage.csv") == ROWS["storage"]
+
+
+def test_rows_of_another_run_all_go_when_one_experiment_is_begun_afresh(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("bench.paper.storage.pieces", lambda _: [Piece("one", 1, lambda: ROWS["storage"])])
+    run(folder, True, 8, [Path("a.json")], ["storage"], fresh=True)
+    assert {path.stem for path in folder.glob("*.csv")} == {"storage"}
+    assert "seed 8" in (folder / "report.md").read_text()
+    monkeypatch.setattr("bench.paper.index.pieces", lambda _: [Piece("one", 1, lambda: ROWS["index"])])
+    run(folder, True, 8, [Path("a.json")], ["index"], fresh=True)
+    assert {path.stem for path in folder.glob("*.csv")} == {"storage", "index"}, "of this run, rows stay"
 
 
 def test_the_time_that_is_left_follows_the_pace_so_far():
