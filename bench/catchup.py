@@ -23,23 +23,20 @@ from pathlib import Path
 from typing import Annotated
 
 import httpx2
-import msgspec
 import typer
 from rich.progress import track
 
+from bench.chains import Place, make_network, next_block
 from bench.proc import cpu_seconds, status
 from bench.results import Row, console, publish
 from client.web import now_ms
-from configs.files import load_network, read_key, write
-from configs.settings import NetworkSettings
+from configs.files import read_key, write
 from crypto.codec import encode
 from crypto.sign import SigningKey
-from node.devnet import Supervisor, make
+from node.devnet import Supervisor
 from node.ledger import Ledger
 from node.store import Store
-from protocol import genesis as genesis_file
-from protocol import merkle
-from protocol.block import Block, Certificate, Committee, Header
+from protocol.block import Block, Certificate, Committee
 from protocol.core import Finalized, SaveBlock
 from protocol.identity import Credential, Role, SignedCredential
 from protocol.tx import Action, Attest, Certify, Tx
@@ -52,17 +49,16 @@ def final_blocks(
     committee: Committee, keys: list[SigningKey], authority: SigningKey, txs: int
 ) -> Iterator[tuple[Block, Certificate]]:
     """A chain from genesis on, a block a second, each with its finalization: two credentials first, then attestations."""
-    genesis, quorum = committee.genesis, committee.quorum
+    genesis, end = committee.genesis, Place(committee.anchor, 0)
     doctor, patient = SigningKey.generate(), SigningKey.generate()
     roles: tuple[tuple[SigningKey, Role], ...] = ((doctor, "doctor"), (patient, "patient"))
-    parent, view, time_ms = genesis.hash, 0, genesis.time_ms
 
     def tx(sender: SigningKey, action: Action) -> bytes:
         return encode(Tx.make(genesis.chain_id, sender, os.urandom(16), time_ms + 120_000, action))
 
     while True:
-        view, parent_view, time_ms = view + 1, view, time_ms + 1000
-        if view == 1:
+        time_ms = end.anchor.time_ms + 1000
+        if not end.view:
             people = [
                 Credential(key.public, role, (), key.public, None, time_ms, time_ms + 10**12)
                 for key, role in roles
@@ -72,38 +68,13 @@ def final_blocks(
             )
         else:
             raw = tuple(tx(doctor, Attest(os.urandom(16), patient.public, bytes(32))) for _ in range(txs))
-        header = Header(
-            genesis.chain_id,
-            0,
-            view,
-            view,
-            parent,
-            parent_view,
-            merkle.root(raw),
-            len(raw),
-            time_ms,
-            committee.validators_hash,
-            committee.validators_hash,
-            committee.leader(view),
-        )
-        parent = header.id
-        votes = [committee.sign(key, i, "finalize", view, parent) for i, key in enumerate(keys[:quorum])]
-        yield Block(header, raw, ()), committee.certify(votes)
+        block, certificate, end = next_block(committee, keys, end, raw, time_ms)
+        yield block, certificate
 
 
-def make_network(folder: Path, blocks: int, txs: int) -> None:
+def make_chain(folder: Path, blocks: int, txs: int) -> None:
     """A network of four storage nodes, the first three with the same chain of `blocks` blocks on their disks."""
-    make(folder, NetworkSettings.model_validate({"sharing": 1}))
-    _, chains = load_network(folder / "network.toml")
-    old = chains["storage"]
-    genesis = msgspec.structs.replace(old, time_ms=now_ms() - (blocks + 1) * 1000)
-    write(folder / "genesis-storage.toml", genesis_file.to_toml(genesis).encode(), replace=True)
-    network = folder / "network.toml"
-    write(
-        network,
-        network.read_bytes().replace(old.hash.hex().encode(), genesis.hash.hex().encode()),
-        replace=True,
-    )
+    genesis = make_network(folder, 4, now_ms() - (blocks + 1) * 1000)
     keys = [SigningKey(read_key(folder / name / "keys" / "consensus.key")) for name in NAMES]
     authority = SigningKey(read_key(folder / "authority" / "keys" / "authority.key"))
     committee = Committee(genesis)
@@ -209,7 +180,7 @@ def main(
         where = folder or Path(temporary)
         for length in (SHORT, blocks):
             if not (where / str(length)).exists():
-                make_network(where / str(length), length, txs)
+                make_chain(where / str(length), length, txs)
         with sqlite3.connect(where / str(blocks) / NAMES[0] / "data" / "consensus.db") as db:
             size = (
                 db.execute("PRAGMA page_count").fetchone()[0] * db.execute("PRAGMA page_size").fetchone()[0]

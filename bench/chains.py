@@ -154,12 +154,10 @@ class Writer:
     def block(self, number: int) -> tuple[bytes, ...]:
         """The transactions of block `number`, from 0."""
         if number == 0:
-            staff = [(self.doctor(n), "doctor") for n in range(DOCTORS)]
-            staff += [(self.reader(n), "user") for n in range(READERS)]
             said: list[tuple[SigningKey, Action]] = [
-                (self._authority, self._certify(key, role))  # type: ignore[arg-type]
-                for key, role in staff
+                (self._authority, self._certify(self.doctor(n), "doctor")) for n in range(DOCTORS)
             ]
+            said += [(self._authority, self._certify(self.reader(n), "user")) for n in range(READERS)]
         else:
             units = BLOCK_TXS // UNIT
             first = (number - 1) * units

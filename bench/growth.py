@@ -5,10 +5,10 @@ requested and granted, some of it refused), a hundred transactions a block and a
 
 - the time from the start of a node's process to its readiness, its memory then and after all questions;
 - queries over HTTP, of things picked at random from the whole chain: a record, a person, a receipt, a log, pages of listings; beside them, as
-  the floor, the same server's answer to `/healthz`, which looks at nothing;
+  the floor, the same server's answer to `/healthz`, which looks at nothing; and the CPU time that the node spent on each;
 - queries that the light client proves from genesis (record, absence, receipt, complete log), with the bytes of the proofs;
 - the same point query in this process: SQLite alone on a table of the same rows, the ledger's state, and the state with its proof;
-- what the next blocks cost: CPU time of the ledger and of the journal per transaction, on a copy of the databases;
+- what the next blocks cost: CPU time of journal, ledger and tidying per transaction, on a copy of the databases;
 - the disk: databases and tables per transaction and record, a backup, a snapshot.
 
 The chains are asked in turns, so that what else the machine does disturbs all alike. All of it goes into `growth.csv` and `growth.md`, a picture of
@@ -48,6 +48,7 @@ from client.light import LightClient
 from client.web import checked, http_client
 from configs.files import load_network
 from crypto import tdh2
+from crypto.group import G1
 from node.backup import backup
 from node.daemon import TIDY_TXS
 from node.devnet import Daemon, Supervisor
@@ -361,12 +362,12 @@ def _timed_checks() -> Iterator[list[float]]:
     seconds: list[float] = []
     check = tdh2.check
 
-    def timed(*args: Any) -> None:
+    def timed(public: G1, label: bytes, ciphertext: bytes) -> None:
         began = time.thread_time()
-        check(*args)
+        check(public, label, ciphertext)
         seconds.append(time.thread_time() - began)
 
-    tdh2.check = timed  # type: ignore[assignment]
+    tdh2.check = timed
     try:
         yield seconds
     finally:
@@ -410,9 +411,10 @@ def _weigh_backups(growth: Growth, size: int, folder: Path) -> None:
 
 
 def conditions(seed: int) -> str:
+    held = {**results.conditions(), "SQLite": sqlite3.sqlite_version, "seed": seed}
     return (
-        f"{', '.join(f'{name} {value}' for name, value in results.conditions().items())}; SQLite {sqlite3.sqlite_version}; seed {seed}; one storage node a chain, {BLOCK_TXS} transactions a block, the files in the page "
-        "cache as they were written"
+        f"{', '.join(f'{name} {value}' for name, value in held.items())}; one storage node a chain, {BLOCK_TXS} transactions a block, "
+        "the files in the page cache as they were written"
     )
 
 
@@ -432,12 +434,16 @@ def tables(growth: Growth, sizes: Sequence[int]) -> list[list[str]]:
     return listed
 
 
-def write_down(growth: Growth, sizes: Sequence[int], out: Path, seed: int) -> None:
+def _write_rows(growth: Growth, out: Path) -> None:
+    """After each step, so that an interruption loses one step alone."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / "growth.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*Row._fields, "growth"])
         writer.writerows([*row, growth.growth(row)] for row in growth.rows)
+
+
+def write_down(growth: Growth, sizes: Sequence[int], out: Path, seed: int) -> None:
     heads = ["what", "unit", *(f"{size:,} tx" for size in sizes), "growth", f"at most {GOAL}"]
     listed, said = tables(growth, sizes), f"Median (95th percentile). {conditions(seed)}."
     lines = ["# Cost against the length of the chain", "", said, ""]
@@ -536,6 +542,7 @@ def main(
         for said, step in steps:
             began = time.perf_counter()
             step()
+            _write_rows(growth, out)
             console.print(f"{said}: {time.perf_counter() - began:.0f} s")
         write_down(growth, wanted, out, seed)
     console.print(f"written to {out}")

@@ -163,10 +163,11 @@ class Patient:
         acknowledged: Collection[str] = (),
     ) -> StoredRecord:
         """First version of a record: each part (by label) in its access class, each class under its policy; uploaded once,
-        indexed on both chains. `Malformed` before anything is sent when a policy does not parse or the terms make no rule; here and
+        indexed on both chains. What was interrupted is finished by doing the same again. `Malformed` before anything is sent when a policy does not parse or the terms make no rule; here and
         below, `FindingsLeft` when parts that open for research hold findings that are not `acknowledged` (`client.sharing`)."""
-        stored = self.resume(record) or self.load(record)
-        if stored.version:
+        resumed = self.resume(record)
+        stored = resumed or self.load(record)
+        if stored.version > (FIRST if resumed else 0):
             raise Conflict(
                 f"the record is stored already, in version {stored.version}; use record move or record policy"
             )
@@ -178,7 +179,13 @@ class Patient:
             raise Malformed(f"the access class {min(missing)!r} has no policy; give one")
         normal = {name: str(parse(text)) for name, text in policies.items()}
         after = _with_terms(stored.with_parts(parts, normal), purposes, terms, tags)
-        return self._advance(stored, after, "store", acknowledged)
+        if resumed is None:
+            return self._advance(stored, after, "store", acknowledged)
+        if resumed != after:
+            raise Conflict(
+                "an earlier attempt to store the record under other terms is finished; see record show"
+            )
+        return resumed
 
     def move(
         self,

@@ -236,6 +236,8 @@ class Core:
         self._asked: dict[bytes, float] = {}
         self._last: dict[tuple[str, int, int], float] = {}
         self._final_ids: deque[tuple[int, bytes]] = deque([(self.tip.view, self.tip.id)], maxlen=256)
+        self._fresh: deque[tuple[int, int, float]] = deque()
+        """Height, view and time of what has become final here lately: of the first block, where several did at once."""
         self._restore(restored)
 
     # --- what comes in -----------------------------------------------------------------------------------------------
@@ -844,7 +846,8 @@ class Core:
         for block, entries in blocks:
             self.mempool.finalize(list(entries), block.header.time_ms)
             self._final_ids.append((block.header.view, block.header.id))
-        last = blocks[-1][0].header
+        first, last = blocks[0][0].header, blocks[-1][0].header
+        self._fresh.append((first.height, first.view, self._now))
         self.tip = Tip(last.id, last.view, last.height, last.time_ms, cert)
         if self._finalization and self._finalization.view <= cert.view:
             self._finalization = None
@@ -947,11 +950,20 @@ class Core:
         for vote in status.votes:
             self._on_vote(vote)
         if status.height < self.tip.height:
-            self._serve(src, status.height + 1)
+            if not self._is_on_its_way(status):
+                self._serve(src, status.height + 1)
         elif status.height > self.tip.height:
             self._send_status_to(src)
         elif self._finalization:
             self._need(self._finalization.block, src)
+
+    def _is_on_its_way(self, status: Status) -> bool:
+        """Whether the next block has only just become final here, and the sender had gone on from its view: it has the block, and the votes
+        that make it final are coming. If not, its next status says so."""
+        while self._fresh and self._now - self._fresh[0][2] >= STATUS_BUSY:
+            self._fresh.popleft()
+        views = [view for height, view, _ in self._fresh if height <= status.height + 1]
+        return bool(views) and status.view > views[-1]
 
     def _serve(self, to: int, height: int) -> None:
         """At most one page per member and step: a liar may ask for every height at once."""

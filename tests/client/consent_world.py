@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -190,6 +190,9 @@ class _CutHome(Home):
 
     def destroy(self, name: str) -> None:
         self.steps.step(lambda: super(_CutHome, self).destroy(name))
+
+    def remove_packs(self, record: bytes, but: Collection[int] = ()) -> None:
+        self.steps.step(lambda: super(_CutHome, self).remove_packs(record, but))
 
 
 class World:

@@ -1,6 +1,7 @@
 """A patient's changes of consent: what they lead to on chains, in cloud and home, wherever they are cut off."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -99,12 +100,53 @@ def test_an_erasure_that_is_cut_off_anywhere_is_finished_by_repeating_it(world: 
         Patient(world.session()).load(RECORD)
 
 
+def test_a_receipt_and_store_that_are_cut_off_anywhere_are_finished_by_repeating_them(world: World):
+    def act(session: Session) -> None:
+        patient = Patient(session)
+        patient.receive(world.package)
+        with suppress(Conflict):  # cut off after its very end
+            patient.store(RECORD, ACCESS, POLICIES, ("research",))
+
+    def check() -> None:
+        patient = Patient(world.session())
+        stored = patient.load(RECORD)
+        assert {label: content for label, content in patient.contents(stored).items()} == {
+            label: b'{"part":"%s"}' % label.encode() for label in ACCESS
+        }
+        assert packs(world) == {f"{RECORD.hex()}-1.pack"}
+        for kind, chain in world.chains.items():
+            assert (chain.verified_record(RECORD).version, kind) == (1, kind)
+        with pytest.raises(Conflict, match="stored already"):
+            patient.store(RECORD, ACCESS, POLICIES, ("research",))
+
+    assert everywhere(world, act, check) >= 7
+
+
+def test_a_store_that_was_cut_off_is_not_passed_off_as_one_under_other_terms(world: World):
+    patient = Patient(world.session())
+    patient.receive(world.package)
+    world.steps.cut = world.steps.count + 1
+    with pytest.raises(Cut):
+        patient.store(RECORD, ACCESS, POLICIES, ("research",))
+    world.steps.cut = None
+    with pytest.raises(Conflict, match="under other terms"):
+        Patient(world.session()).store(RECORD, ACCESS, POLICIES, ("treatment",))
+    assert Patient(world.session()).load(RECORD).purposes == ("research",)
+
+
+def packs(world: World) -> set[str]:
+    return {path.name for path in (world.folder / "patient").glob("*.pack*")}
+
+
 def test_new_keys_that_are_cut_off_anywhere_are_finished_by_repeating_it(world: World):
     before = {part.key for part in world.stored().load(RECORD).parts}
 
     def check() -> None:
-        stored = Patient(world.session()).load(RECORD)
+        patient = Patient(world.session())
+        stored = patient.load(RECORD)
         assert not before & {part.key for part in stored.parts}
+        assert list(map(len, patient.contents(stored).values())), "its parts are there"
+        assert packs(world) == {f"{RECORD.hex()}-{stored.version}.pack"}
         for kind, chain in world.chains.items():
             assert (chain.verified_record(RECORD).version, kind) == (stored.version, kind)
 

@@ -185,8 +185,12 @@ def test_a_fine_record_with_rules_is_made_shown_and_kept_to_by_commands(
     assert "rule 1 of the doctor" in refused["message"]
     moved = diptych("patient", "record", "move", made["record"], "m8-2", "--to", "private")
     assert {p["part"] for p in moved["parts"] if p["access"] != access[p["part"]]} == {"m8-2"}
+    again = diptych("doctor", "record", "import", SAMPLES[0], *words, code=8)
+    assert "not overwritten" in again["message"]
+    path.unlink()
     strange = diptych("doctor", "record", "import", SAMPLES[0], *words, "--rule", "never m8", code=3)
     assert "column 7" in strange["message"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_chain_status_names_every_node_of_both_chains(diptych: Callable):

@@ -5,7 +5,7 @@ import os
 import shutil
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 
 import msgspec
 import pytest
@@ -285,8 +285,9 @@ async def test_what_was_executed_comes_into_the_ledgers_file_itself_while_the_no
 
     def height_without_log() -> int:
         shutil.copy(world.data(0) / "ledger.db", alone)
-        with closing(sqlite3.connect(alone)) as db:
+        with closing(sqlite3.connect(alone)) as db, suppress(sqlite3.DatabaseError):
             return db.execute("SELECT MAX(height) FROM executed").fetchone()[0]
+        return 0  # half of it is there yet
 
     await world.grow(0, 3)
     await world.until(lambda: height_without_log() >= 3)

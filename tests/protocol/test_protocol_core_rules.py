@@ -5,7 +5,7 @@ import pytest
 
 from crypto.codec import encode
 from protocol.block import Block, Body, Certificate, Chain, Status, Vote, Votes, decode_message
-from protocol.core import DRIFT_MS, Core, Restored, SaveCertificate, SaveVote, anchor_tip
+from protocol.core import DRIFT_MS, Core, Restored, SaveCertificate, SaveVote, ServeChain, anchor_tip
 from protocol.mempool import Mempool
 from tests.simulation.cluster import WALL0, Cluster, request_tx
 
@@ -363,3 +363,37 @@ def test_after_a_restart_in_the_term_of_the_tip_rule_f_still_looks_below_the_tip
     notarized = cluster.certificate("notarize", 2, second.block.header.id)
     kinds = [kind for kind, _, _ in signed(cluster, second, Votes((), notarized))]
     assert kinds == ["notarize"], "nullify in view 1 forbids finalize in view 2 of the term"
+
+
+# --- who is served ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lag", "view", "after", "is_served"),
+    [
+        (1, 4, 0.0, False),
+        (1, 4, 0.49, False),
+        (1, 4, 0.5, True),
+        (1, 3, 0.0, True),
+        (2, 4, 0.0, False),
+        (2, 2, 0.0, True),
+        (3, 4, 0.0, True),
+    ],
+)
+def test_a_block_is_not_served_to_a_member_that_has_seen_it_notarized_until_it_has_had_time_to_become_final(
+    lag, view, after, is_served
+):
+    """Of three final blocks the first one is a second old; the member of the status lacks the last `lag`."""
+    cluster, certificate, parent = cut_off(), None, None
+    core = cluster.cores[ME]
+    for number, at in enumerate((0.0, 1.0, 1.0), 1):
+        block = cluster.block(number, request_tx(number), parent=parent)
+        signed(cluster, cluster.proposal(block, certificate), now=at)
+        certificate = cluster.certificate("notarize", number, block.header.id)
+        final = cluster.certificate("finalize", number, block.header.id)
+        signed(cluster, Status(0, number + 1, number, final, certificate, None, ()), now=at)
+        parent = block.header
+    assert core.tip.height == 3
+    core.receive(3, Status(0, view, 3 - lag, None, None, None, ()), 1.0 + after, WALL0 + 1000)
+    pages = [e.height for e in core.take_effects() if isinstance(e, ServeChain)]
+    assert pages == ([4 - lag] if is_served else [])
