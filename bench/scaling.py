@@ -256,7 +256,7 @@ def run_full(job: Job) -> Capacity:
         block_txs=txs / count,
         processor=min(1.0, max(work.total() for work in works) / seconds),
         uplink=min(1.0, uplink),
-        skipped=(_view(cluster) - view - count) / count,
+        skipped=max(0, _view(cluster) - view - count) / count,
         bottleneck=bottleneck(works, uplink, seconds),
         messages=-sum(n for kind, n in messages.items() if kind != "transactions") / count,
         kilobytes=-sum(n for kind, n in sizes.items() if kind != "transactions") / count / 1e3,
