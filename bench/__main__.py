@@ -15,6 +15,7 @@ import typer
 from bench.paper.lab import SAMPLES
 from bench.paper.report import EXPERIMENTS, make_report
 from bench.paper.run import run
+from client.fhir import load_bundle, read_bundle
 from crypto.errors import DiptychError, Malformed
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
@@ -56,11 +57,20 @@ def paper(
     if unknown := set(only or ()) - set(EXPERIMENTS):
         raise Malformed(f"there is no experiment {min(unknown)!r}; there are {', '.join(EXPERIMENTS)}")
     folder = bundles or SAMPLES
-    found = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
+    found = [path for path in sorted(folder.iterdir()) if path.name.endswith(SUFFIXES) and _is_bundle(path)]
     if not found:
-        raise Malformed(f"{folder} holds no bundle (.json or .json.gz)")
+        raise Malformed(f"{folder} holds no FHIR bundle (.json or .json.gz); choose another --bundles")
     default = Path(__file__).parent / "results" / ("paper-quick" if quick else "paper")
     run(out or default, quick, seed, found, only or (), fresh)
+
+
+def _is_bundle(path: Path) -> bool:
+    try:
+        read_bundle(load_bundle(path))
+        return True
+    except DiptychError as error:
+        typer.echo(f"{path.name} is left out: {error}")
+        return False
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ class BlobStore:
 
     def path(self, digest: bytes) -> Path:
         name = digest.hex()
-        return self._folder / "blobs" / name[:2] / name
+        return Path(f"{self._folder}/blobs/{name[:2]}/{name}")
 
     @asynccontextmanager
     async def staging(self) -> AsyncIterator[Staging]:
@@ -538,9 +538,11 @@ def check_size(path: Path, ref: BlobRef) -> None:
 
 
 def read_chunk(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        return file.read(size)
+    descriptor = os.open(path, os.O_RDONLY)  # a record has thousands of these: open() takes twice as long
+    try:
+        return os.pread(descriptor, size, offset)
+    finally:
+        os.close(descriptor)
 
 
 def _damaged() -> Unavailable:

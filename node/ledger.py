@@ -52,6 +52,8 @@ MAX_KEY = 128
 """More bytes than a key of the state has."""
 MAX_CHANGED = 8192
 """Changes of buckets after which the hashes of all are kept anew: 2 MB, a fiftieth of what the changes themselves write."""
+CACHE_KB = 8_000
+"""For the upper pages of all trees of a file with millions of rows."""
 MAX_LOG_PAGES = 16_000
 """Pages of the write-ahead log at which a commit moves them into the file itself, if nobody has called `tidy`."""
 NUMBER_BYTES = 2
@@ -116,6 +118,7 @@ class Ledger:
         self._file = folder / LEDGER
         self._db = connect(self._file, "NORMAL")
         self._db.execute(f"PRAGMA wal_autocheckpoint={MAX_LOG_PAGES}")
+        self._db.execute(f"PRAGMA cache_size=-{CACHE_KB}")
         self._genesis = genesis
         self._changed = 0
         """How many changes of buckets the table of that name tells."""

@@ -23,13 +23,12 @@ def run(
     """Run the experiments whose rows `out` does not hold yet, or those named in `only`, and make the report.
 
     An experiment's rows are written when all of it is done, so a run that was broken off goes on with the experiment it was at. `Conflict` if `out` has
-    rows of another mode, seed or other bundles; `fresh` replaces them.
+    rows of another mode, seed, machine or other bundles, unless `fresh`: then they all go.
     """
     out.mkdir(parents=True, exist_ok=True)
     known = _conditions(out, is_quick, seed, bundles, fresh)
     if fresh:
-        for name in only or EXPERIMENTS:
-            (out / f"{name}.csv").unlink(missing_ok=True)
+        _remove_rows(out, only or EXPERIMENTS)
     todo = [n for n in EXPERIMENTS if (n in only if only else not (out / f"{n}.csv").exists())]
     console = Console(soft_wrap=True, highlight=False)
     lab = Lab(out, is_quick, seed, bundles)
@@ -101,16 +100,24 @@ def _conditions(out: Path, is_quick: bool, seed: int, bundles: Sequence[Path], f
         "machine": machine,
     }
     before: dict[str, Any] = {}
-    if (out / CONDITIONS).exists() and not fresh:
+    if (out / CONDITIONS).exists():
         before = json.loads((out / CONDITIONS).read_text())
-        if any(before[name] != wanted[name] for name in wanted):
+    if before and any(before[name] != wanted[name] for name in wanted):
+        if not fresh:
             raise Conflict(
                 f"{out} holds a run in another mode, on another machine, with another seed or other bundles; choose another --out, "
                 "or replace it with --fresh"
             )
+        before = {}
+        _remove_rows(out, EXPERIMENTS)
     known = {**wanted, "experiments": before.get("experiments", {})}
     _write_conditions(out, known)
     return known
+
+
+def _remove_rows(out: Path, names: Collection[str]) -> None:
+    for name in names:
+        (out / f"{name}.csv").unlink(missing_ok=True)
 
 
 def _write_conditions(out: Path, known: dict[str, Any]) -> None:

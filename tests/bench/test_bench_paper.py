@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.paper import claims
-from bench.paper.lab import made_parts, quantile
+from bench.paper.lab import Piece, made_parts, quantile
 from bench.paper.report import CONDITIONS, EXPERIMENTS, make_report
 from bench.paper.run import _Left, run
 from bench.results import read_rows, write_rows
@@ -28,7 +28,6 @@ def stored(**totals: int) -> list[Row]:
 
 def answered(**means: dict[int, float]) -> list[Row]:
     rest = {
-        "p50_ms": 1.0,
         "p95_ms": 2.0,
         "servers_cpu_ms": 3.0,
         "user_cpu_ms": 4.0,
@@ -36,7 +35,15 @@ def answered(**means: dict[int, float]) -> list[Row]:
         "users": 1,
     }
     return [
-        {"scheme": name, "shared_parts": k, **rest, "mean_ms": ms, "min_ms": ms - 1, "max_ms": ms + 1}
+        {
+            "scheme": name,
+            "shared_parts": k,
+            **rest,
+            "mean_ms": ms,
+            "p50_ms": ms,
+            "min_ms": ms - 1,
+            "max_ms": ms + 1,
+        }
         for name, points in means.items()
         for k, ms in points.items()
     ]
@@ -200,6 +207,18 @@ def test_rows_of_another_run_are_not_mixed_in(folder: Path):
     with pytest.raises(Conflict, match="--out"):
         run(folder, False, 8, [Path("a.json")], (), fresh=False)
     assert read_rows(folder / "storage.csv") == ROWS["storage"]
+
+
+def test_rows_of_another_run_all_go_when_one_experiment_is_begun_afresh(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("bench.paper.storage.pieces", lambda _: [Piece("one", 1, lambda: ROWS["storage"])])
+    run(folder, True, 8, [Path("a.json")], ["storage"], fresh=True)
+    assert {path.stem for path in folder.glob("*.csv")} == {"storage"}
+    assert "seed 8" in (folder / "report.md").read_text()
+    monkeypatch.setattr("bench.paper.index.pieces", lambda _: [Piece("one", 1, lambda: ROWS["index"])])
+    run(folder, True, 8, [Path("a.json")], ["index"], fresh=True)
+    assert {path.stem for path in folder.glob("*.csv")} == {"storage", "index"}, "of this run, rows stay"
 
 
 def test_the_time_that_is_left_follows_the_pace_so_far():

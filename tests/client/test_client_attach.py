@@ -7,17 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from client import attach
 from client.attach import CHUNK, attached, files, of_bundle, write_attached
-from client.doctor import Doctor, Package, decode_part
+from client.doctor import Doctor, Package, decode_part, header_digest
 from client.fhir import is_attached, is_chunk, load_bundle, load_profile
-from client.fhir.lint import lint
+from client.fhir.lint import FindingsLeft, lint
+from client.patient import Patient
 from client.session import Session, quiet
+from client.sharing import check_sharing
 from crypto import ces
 from crypto.errors import Conflict, Malformed, Unauthentic
-from tests.client.consent_world import World
+from protocol.tx import Attest
+from tests.client.consent_world import DOCTOR_CES, POLICIES, World
 
 SAMPLE = load_bundle(Path(__file__).parents[2] / "client" / "samples" / "zsofia-barat.json")
 
@@ -168,3 +172,23 @@ def test_a_profile_cannot_take_the_labels_of_files(tmp_path: Path) -> None:
     assert [is_attached(label) for label in ("a1", "a12-7", "a0", "a1-0", "a", "ab1", "m1", "a1-1-1")] == [
         True, True, False, False, False, False, False, False,
     ]  # fmt: skip
+
+
+def test_sharing_a_file_looks_at_what_it_is_and_never_into_it(world: World, tmp_path: Path) -> None:
+    scan = tmp_path / "knee.dcm"
+    scan.write_bytes(b'\xff "security" \\u ' * 99)
+    package = prepared(world, scan, signer=DOCTOR_CES)
+    session = world.session()
+    header = Package(io.BytesIO(package), session.home.seal).signature.header
+    for chain in world.chains.values():
+        chain.execute(world.doctor, Attest(header.record, header.patient, header_digest(header)))
+    patient = Patient(session)
+    before = patient.receive(package)
+    shared = [
+        msgspec.structs.replace(part, access="shared" if is_attached(part.label) else "private")
+        for part in before.parts
+    ]
+    after = msgspec.structs.replace(before.with_parts(shared, POLICIES), purposes=("research",))
+    with pytest.raises(FindingsLeft, match="unread in a1 at"):
+        check_sharing(before, after, patient.contents(before), ())
+    assert check_sharing(before, after, patient.contents(before), ["all"]) == []
