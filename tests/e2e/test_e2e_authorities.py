@@ -39,12 +39,6 @@ from protocol.identity import Role, SignedCredential, key_attribute
 AUTHORITIES = ["authority", "authority-2", "authority-3"]
 
 
-@pytest.fixture
-def _campaign(request: pytest.FixtureRequest) -> None:
-    if "campaign" not in request.config.getoption("markexpr"):
-        pytest.skip("run with: pytest -m campaign")
-
-
 @pytest.fixture(scope="module")
 def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]:
     folder = tmp_path_factory.mktemp("network")
@@ -138,7 +132,6 @@ def test_the_master_key_is_in_no_file_and_two_shares_make_it(net: Supervisor):
 
 
 @pytest.mark.campaign
-@pytest.mark.usefixtures("_campaign")
 def test_after_a_restart_the_authorities_go_on_with_their_shares(whole_net: Supervisor, join: Callable):
     before = {name: issuer.to_bytes() for name, issuer in shares(whole_net).items()}
     for name in AUTHORITIES:
@@ -150,7 +143,6 @@ def test_after_a_restart_the_authorities_go_on_with_their_shares(whole_net: Supe
 
 
 @pytest.mark.campaign
-@pytest.mark.usefixtures("_campaign")
 def test_a_ceremony_that_is_interrupted_by_kills_comes_to_its_end(tmp_path: Path):
     make(tmp_path, NetworkSettings(storage=1, sharing=1, authorities=3))
     with Supervisor(tmp_path) as supervisor:
@@ -211,7 +203,6 @@ def test_a_cheating_authority_is_named_and_not_needed_until_another_one_is_down(
 
 
 @pytest.mark.campaign
-@pytest.mark.usefixtures("_campaign")
 def test_enrolment_goes_on_where_it_stopped_once_enough_authorities_are_back(
     whole_net: Supervisor, invite: Callable, tmp_path: Path
 ):

@@ -130,14 +130,7 @@ def stores_all(patient: Session, packages: Path) -> list[bytes]:
     return [share(patient, package) for package in sorted(packages.iterdir())]
 
 
-@pytest.fixture
-def _campaign(request: pytest.FixtureRequest) -> None:
-    if "campaign" not in request.config.getoption("markexpr"):
-        pytest.skip("run with: pytest -m campaign")
-
-
 @pytest.mark.campaign
-@pytest.mark.usefixtures("_campaign")
 def test_a_thousand_bundles_are_imported_and_a_thousand_records_opened(
     net: Supervisor, join_as, tmp_path, capsys
 ):
