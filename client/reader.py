@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from client.attach import of_bundle
+from client.chain import ChainClient
 from client.cloud import Blobs
 from client.doctor import MAX_RECORD, decode_part, header_digest
 from client.fhir import join
@@ -21,8 +22,8 @@ from crypto.codec import Bytes16, Bytes32, Decoder, Wire, encode
 from crypto.errors import Denied, Malformed, NotFound, Unauthentic
 from crypto.parts import open_part, unwrap_key
 from crypto.seal import OVERHEAD, seal
-from protocol.contract import Receipt
-from protocol.identity import ChainKind, Purpose, SignedTicket
+from protocol.contract import Receipt, RecordEntry
+from protocol.identity import ChainKind, Credential, Purpose, SignedTicket
 from protocol.record import Envelope, Index
 from protocol.tx import Emergency, Ground, Request
 
@@ -203,7 +204,7 @@ class Reader:
         chain = next((c for c in session.chains.values() if c.genesis.chain_id == index.chain_id), None)
         if chain is None:
             raise Unauthentic("the index entry is for another chain than those of this network")
-        standing = session.aside(lambda: chain.verified_record(record))
+        standing = session.aside(lambda: _standing(chain, record))
         session.progress("fetching keys and signatures from the cloud")
         head, envelopes, _ = session.cloud.fetch(index, ticket, self._home.sign)
         view = head.view
@@ -211,17 +212,18 @@ class Reader:
             raise Unauthentic(
                 "the cloud's view is not the one that stands on chain: it may be an old version"
             )
-        stands = standing.result()
-        if (view.chain_id, stands.version, stands.commit) != (index.chain_id, view.version, view.commit):
-            raise Unauthentic(
-                "the index and the cloud's view are not of the version that stands on chain now"
-            )
         if (
             any((e.record, e.version) != (view.record, view.version) for e in envelopes)
             or view.record != record
         ):
             raise Unauthentic("an envelope belongs to another record or version")
+        # While the chain answers; nothing of it counts before what it says was compared.
         keys = {e.access_class: key for e in envelopes if (key := self._class_key(e)) is not None}
+        stands, doctor = standing.result()
+        if (view.chain_id, stands.version, stands.commit) != (index.chain_id, view.version, view.commit):
+            raise Unauthentic(
+                "the index and the cloud's view are not of the version that stands on chain now"
+            )
         opened = [e for e in envelopes if e.access_class in keys]
         if not opened:
             raise Denied("the attribute key of this home opens no part of the record")
@@ -229,14 +231,14 @@ class Reader:
         header = extracts[0].header
         if any(extract.header != header for extract in extracts):
             raise Unauthentic("the envelopes carry signatures over different records")
-        if (header.record, header.patient, header_digest(header)) != (record, view.patient, stands.header):
+        if (header.record, header.patient, header.doctor) != (record, view.patient, stands.doctor) or (
+            header_digest(header) != stands.header
+        ):
             raise Unauthentic("the record differs from what its doctor attested on chain")
-        certified = session.aside(lambda: chain.credential(header.doctor))
         session.progress("fetching and decrypting the parts")
         wanted = [part.blob for envelope in opened for part in envelope.parts]
         fetched = session.meter("fetched", sum(ref.size for ref in wanted))
         _, _, blobs = session.cloud.fetch(index, ticket, self._home.sign, wanted, fetched)
-        doctor = certified.result()
         if doctor.ces_key is None or doctor.role != "doctor":
             raise Unauthentic("the record's signer is not certified as a doctor")
         parts = Parts(blobs)
@@ -258,6 +260,12 @@ class Reader:
             )
         except Denied:
             return None
+
+
+def _standing(chain: ChainClient, record: bytes) -> tuple[RecordEntry, Credential]:
+    """A record as it stands on chain, and the doctor who attested it."""
+    entry = chain.verified_record(record)
+    return entry, chain.credential(entry.doctor)
 
 
 def _context(envelope: Envelope) -> bytes:
