@@ -37,13 +37,14 @@ from typing import Annotated, Any, NamedTuple
 
 import httpx2
 import typer
+from matplotlib.figure import Figure
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bench import chains, results
 from bench.chains import BLOCK_TXS, MEMBER, RECORDS, TAGS, UNIT, Chain, Writer, build
 from bench.proc import run_seconds, status
-from bench.results import console
+from bench.results import console, draw
 from client.light import LightClient
 from client.web import checked, http_client
 from configs.files import load_network
@@ -462,15 +463,10 @@ def write_down(growth: Growth, sizes: Sequence[int], out: Path, seed: int) -> No
     for cells in listed:
         table.add_row(*cells)
     console.print(table)
-    _draw(growth, sizes, out)
+    draw(out / "growth", lambda figure: _draw(growth, sizes, figure), (13, 7.5))
 
 
-def _draw(growth: Growth, sizes: Sequence[int], out: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
+def _draw(growth: Growth, sizes: Sequence[int], figure: Figure) -> None:
     panels: list[tuple[str, str, list[str]]] = [
         ("queries over HTTP", "ms, median", list(QUESTIONS)),
         ("proved by the light client", "ms, median", list(PROOFS)),
@@ -486,16 +482,12 @@ def _draw(growth: Growth, sizes: Sequence[int], out: Path) -> None:
         ),
         ("disk", "bytes per transaction", [f"{name} per transaction" for name in (JOURNAL, LEDGER)]),
     ]
-    figure, axes = pyplot.subplots(2, 3, figsize=(15, 8.5), constrained_layout=True)
-    for axis, (title, unit, names) in zip(axes.flat, panels, strict=True):
+    for axis, (title, unit, names) in zip(figure.subplots(2, 3).flat, panels, strict=True):
         for name in names:
             axis.plot(sizes, [growth.p50(size, name) for size in sizes], marker="o", label=name)
         axis.set(title=title, ylabel=unit, xscale="log", xlabel="transactions on the chain")
         axis.set_ylim(bottom=0)
         axis.legend(fontsize=7)
-    for kind in ("png", "svg"):
-        figure.savefig(out / f"growth.{kind}", dpi=130)
-    pyplot.close(figure)
 
 
 def _build_all(sizes: Sequence[int], where: Path, seed: int) -> dict[int, Path]:
