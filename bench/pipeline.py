@@ -53,7 +53,7 @@ from client.reader import Reader
 from client.session import Session
 from protocol.identity import ChainKind, Purpose
 
-RUNS = {10_000: 40, 1_000_000: 40, 10_000_000: 15, 100_000_000: 5, 1_000_000_000: 2}
+RUNS = {10_000: 40, 1_000_000: 40, 10_000_000: 15, 100_000_000: 5, 1_000_000_000: 1}
 """Records of each size, in bytes, that are measured one by one."""
 TOGETHER = {10_000: 60, 1_000_000: 30, 10_000_000: 6, 100_000_000: 2}
 """Records that each of the clients stores in a row while others do the same."""

@@ -42,17 +42,17 @@ def _responses(lab: Lab, users: int) -> int:
     """Of each user."""
     if lab.is_quick:
         return 8 if users == 1 else 4
-    return 12 if users <= 4 else 6
+    return {1: 12, 4: 4}.get(users, 2)
 
 
 def _bpds_responses(lab: Lab, count: int, users: int) -> int:
     if users > 1 and count > 9:
         return 0
     if count > 9:
-        return 1 if lab.is_quick else 3
+        return 1 if lab.is_quick or count > 50 else 2
     if lab.is_quick:
         return 2 if users == 1 else 1
-    return 4 if users <= 4 else 1
+    return {1: 3, 4: 2}.get(users, 1)
 
 
 def _one(lab: Lab, kind: type[Scheme], count: int, users: tuple[int, ...]) -> Iterable[Row]:

@@ -49,8 +49,8 @@ ONE: Kinds = ("sharing",)
 
 
 def pieces(lab: Lab) -> Iterator[Piece]:
-    loads = (1, 8, 64, 512) if lab.is_quick else (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-    seconds, runs = (2.0, 1) if lab.is_quick else (5.0, 3)
+    loads = (1, 8, 64, 512) if lab.is_quick else (1, 4, 16, 64, 256, 512)
+    seconds, runs = (2.0, 1) if lab.is_quick else (5.0, 2)
     for name in CONFIGURATIONS:
         for users in loads:
             yield Piece(
