@@ -31,8 +31,19 @@ LIBRARIES = (
     "uvicorn",
     "zstandard",
 )
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#F0E442")
-"""Those of Okabe and Ito, which people with any kind of colour vision tell apart."""
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#999999",
+    "#F0E442",
+    "#882255",
+)
+"""Those of Okabe and Ito, which people with any kind of colour vision tell apart, and two more."""
 _STYLE: Any = {
     "axes.grid": True,
     "axes.prop_cycle": cycler(color=COLOURS),

@@ -68,7 +68,7 @@ class Blobs(Mapping[bytes, bytes]):
         self._size = 0
         self.close = weakref.finalize(self, self._file.close)
 
-    def add(self, ref: BlobRef, pieces: Iterable[bytes]) -> None:
+    def add(self, ref: BlobRef, pieces: Iterable[memoryview]) -> None:
         """`Unauthentic` unless the pieces are the bytes that `ref` names."""
         hasher, size = hashlib.sha256(), 0
         for piece in pieces:
@@ -205,15 +205,15 @@ class CloudClient:
 
 class _Reader:
     def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks, self._rest = chunks, b""
+        self._chunks, self._rest = chunks, memoryview(b"")
 
     def take(self, size: int) -> bytes:
         return b"".join(self.pieces(size))
 
-    def pieces(self, size: int) -> Iterator[bytes]:
-        """The next `size` bytes, as they come."""
+    def pieces(self, size: int) -> Iterator[memoryview]:
+        """The next `size` bytes, as they come; not copied, as a chunk may hold hundreds of parts."""
         while size:
-            piece = self._rest or next(self._chunks, b"")
+            piece = self._rest or memoryview(next(self._chunks, b""))
             if not piece:
                 raise Unavailable("the cloud's answer ended too early; try again")
             self._rest = piece[size:]

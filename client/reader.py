@@ -27,6 +27,8 @@ from protocol.identity import ChainKind, Credential, Purpose, SignedTicket
 from protocol.record import Envelope, Index
 from protocol.tx import Emergency, Ground, Request
 
+SMALL = 16 << 10
+"""Bytes of a part that is not decrypted a second time."""
 MAX_REASON = 2048 - OVERHEAD
 """Bytes of the reason for an emergency access."""
 
@@ -56,7 +58,7 @@ class Parts(Mapping[str, bytes]):
 
     def __getitem__(self, label: str) -> bytes:
         opening, index = self._opening[label]
-        return decode_part(opening[index][1]).content
+        return opening.kept.get(index) or decode_part(opening[index][1]).content
 
     def __contains__(self, label: object) -> bool:
         return label in self.sizes
@@ -70,7 +72,7 @@ class Parts(Mapping[str, bytes]):
 
 class _Opening(Mapping[int, tuple[bytes, bytes]]):
     """Tags and messages of an envelope's parts by index, decrypted when they are asked for; `found` is the label and size of each that
-    was."""
+    was, `kept` the contents of small ones, of which a record may have thousands."""
 
     def __init__(self, envelope: Envelope, class_key: bytes, blobs: Blobs) -> None:
         context = _context(envelope)
@@ -80,12 +82,15 @@ class _Opening(Mapping[int, tuple[bytes, bytes]]):
             for part in envelope.parts
         }
         self.found: dict[int, tuple[str, int]] = {}
+        self.kept: dict[int, bytes] = {}
 
     def __getitem__(self, index: int) -> tuple[bytes, bytes]:
         key, part = self._parts[index]
         opened = open_part(key, self._record, index, part.sealed_in, self._blobs[part.blob.hash])
         signed = decode_part(opened[1])
         self.found[index] = (signed.label, len(signed.content))
+        if len(signed.content) <= SMALL:
+            self.kept[index] = signed.content
         return opened
 
     def __contains__(self, index: object) -> bool:
