@@ -47,7 +47,9 @@ ASSUMPTIONS = {
         39_441, "bytes", "FHIR for one encounter: ten Synthea bundles of 7,612,066 bytes with 193 encounters"
     ),
     "sealed": Assumption(
-        0.204, "of the bundle", "parts compressed, padded and encrypted: 13,683 of 67,000 bytes (the sample of run_node.py demo)"
+        0.204,
+        "of the bundle",
+        "parts compressed, padded and encrypted: 13,683 of 67,000 bytes (the sample of run_node.py demo)",
     ),
     "envelopes": Assumption(4_519, "bytes", "two envelopes and two views a record (run_node.py demo)"),
     "attached": Assumption(
