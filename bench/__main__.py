@@ -36,7 +36,11 @@ def paper(
     ] = None,
     bundles: Annotated[
         Path | None,
-        typer.Option(help="Folder with FHIR bundles for table 2; by default the project's samples."),
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Folder with FHIR bundles for table 2; by default the project's samples.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="For the contents of the records that are made.")] = 1,
     only: Annotated[
@@ -52,6 +56,10 @@ def paper(
     What was broken off goes on where it was when called again.
     """
     if report_only is not None:
+        if not (report_only / "conditions.json").is_file():
+            raise Malformed(
+                f"{report_only} holds no results of this command; name the folder of an earlier --out"
+            )
         make_report(report_only)
         return
     if unknown := set(only or ()) - set(EXPERIMENTS):

@@ -517,7 +517,10 @@ def main(
     seed: Annotated[int, typer.Option(help="What the chains hold, and what is asked.")] = 1,
 ) -> None:
     """Measure what a longer chain costs."""
-    wanted = sorted({int(text) for text in (sizes or (QUICK_SIZES if quick else SIZES)).split(",")})
+    try:
+        wanted = sorted({int(text) for text in (sizes or (QUICK_SIZES if quick else SIZES)).split(",")})
+    except ValueError:
+        raise typer.BadParameter("sizes are whole numbers with commas between them") from None
     if any(size % BLOCK_TXS or size < SHORTEST for size in wanted):
         raise typer.BadParameter(f"sizes must be multiples of {BLOCK_TXS}, at least {SHORTEST}")
     part = 4 if quick else 1

@@ -358,10 +358,11 @@ def draw_all(out: Path) -> None:
 
 def main(
     size: Annotated[
-        list[int] | None, typer.Option(help="Bytes of a record; repeatable. By default 10 kB to 1 GB.")
+        list[int] | None,
+        typer.Option(min=6000, help="Bytes of a record; repeatable. By default 10 kB to 1 GB."),
     ] = None,
     runs: Annotated[
-        int | None, typer.Option(help="How many records of each size, instead of the usual number.")
+        int | None, typer.Option(min=1, help="How many records of each size, instead of the usual number.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="10 kB and 1 MB alone, and few of them.")] = False,
     out: Annotated[Path, typer.Option(help="The folder for CSV files and pictures.")] = Path(
